@@ -1,0 +1,14 @@
+#!/usr/bin/env bash
+# Sets up if needed, then lints and runs the tests with a coverage report.
+#   bash scripts/test.sh                 everything
+#   bash scripts/test.sh -k resume -x    arguments go to pytest
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+bash scripts/setup.sh
+.venv/bin/ruff check .
+.venv/bin/ruff format --check .
+# One worker a core, one thread a worker: small models gain nothing from more threads, and results stay repeatable.
+export OMP_NUM_THREADS=1
+exec .venv/bin/python -m pytest --numprocesses "$(nproc)" --dist worksteal \
+    --cov --cov-report=term --durations=15 "$@"
