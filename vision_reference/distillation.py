@@ -1,0 +1,124 @@
+"""The distillation loss and the teacher that feeds it.
+
+Source of the definitions: Hinton et al. 2015, in the form of Chandrasegaran et al. 2022 (section 2): softmax at
+temperature T for teacher and student alike, and the divergence scaled by T^2 so that the size of its gradient does not
+depend on T.
+"""
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+def kd_divergence(student_logits: Tensor, teacher_logits: Tensor, temperature: float) -> Tensor:
+    """``T^2 * KL(softmax(teacher / T) || softmax(student / T))``, mean over the batch.
+
+    The arithmetic is done in float64 whatever the inputs' type: the divergence shrinks as 1 / T^2 while its terms do
+    not, so that at T = 64 float32 keeps two or three digits of it. On (batch, classes) this costs nothing beside a
+    forward pass.
+
+    Args:
+        student_logits: (B, K), any floating type.
+        teacher_logits: (B, K), any floating type; no gradient flows to it.
+        temperature: T > 0.
+
+    Returns:
+        A scalar, float32 (float64 for float64 input); its gradient has the type of ``student_logits``.
+
+    Raises:
+        ValueError: the shapes differ or T is not positive.
+    """
+    if student_logits.shape != teacher_logits.shape:
+        raise ValueError(f"student {tuple(student_logits.shape)} and teacher {tuple(teacher_logits.shape)} differ")
+    if not temperature > 0:
+        raise ValueError(f"temperature must be positive, got {temperature}")
+    student_lprobs = F.log_softmax(student_logits.double() / temperature, dim=1)
+    teacher_lprobs = F.log_softmax(teacher_logits.detach().double() / temperature, dim=1)
+    divergence = F.kl_div(student_lprobs, teacher_lprobs, reduction="batchmean", log_target=True)
+    return (temperature**2 * divergence).to(_loss_type(student_logits))
+
+
+def label_loss(logits: Tensor, targets: Tensor, label_smoothing: float) -> Tensor:
+    """Cross entropy with label smoothing: the one-hot target becomes ``(1 - alpha) * y + alpha / K``.
+
+    Args:
+        logits: (B, K), any floating type.
+        targets: (B,) class numbers, or (B, K) class probabilities (mixed images).
+        label_smoothing: alpha, from 0 to 1.
+
+    Returns:
+        Scalar mean over the batch, float32 (float64 for float64 input).
+    """
+    return F.cross_entropy(logits.to(_loss_type(logits)), targets, label_smoothing=label_smoothing)
+
+
+class Losses(NamedTuple):
+    """``total`` is what is minimized; ``kd`` and ``ce`` are its unweighted parts (``kd`` is 0 without a teacher)."""
+
+    total: Tensor
+    kd: Tensor
+    ce: Tensor
+
+
+def distillation_loss(
+    student_logits: Tensor,
+    targets: Tensor,
+    teacher_logits: Tensor | None,
+    *,
+    temperature: float,
+    kd_weight: float,
+    label_smoothing: float,
+) -> Losses:
+    """``kd_weight * T^2 * KL + (1 - kd_weight) * cross entropy``; plain cross entropy where there is no teacher.
+
+    Args:
+        student_logits: (B, K).
+        targets: (B,) class numbers or (B, K) class probabilities.
+        teacher_logits: (B, K), or None without a teacher.
+        temperature: T > 0.
+        kd_weight: lambda, from 0 to 1.
+        label_smoothing: alpha of the student's own labels, from 0 to 1.
+    """
+    ce = label_loss(student_logits, targets, label_smoothing)
+    if teacher_logits is None:
+        return Losses(ce, torch.zeros_like(ce), ce)
+    kd = kd_divergence(student_logits, teacher_logits, temperature)
+    return Losses(kd_weight * kd + (1 - kd_weight) * ce, kd, ce)
+
+
+class Teacher:
+    """A frozen network that only answers. No module, so that no optimizer, wrapper or checkpoint can pick it up.
+
+    Args:
+        model: the trained network; put into evaluation mode and frozen here.
+        device: where the student trains.
+        memory_format: the student's memory format.
+        autocast: makes the autocast context in which the student runs.
+        compile: compile the forward pass.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        device: torch.device,
+        memory_format: torch.memory_format,
+        autocast: Callable[[], AbstractContextManager],
+        *,
+        compile: bool = False,
+    ) -> None:
+        self.model = model.requires_grad_(False).eval().to(device, memory_format=memory_format)
+        self._forward = torch.compile(self.model) if compile else self.model
+        self._autocast = autocast
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """Logits (B, K) for ``images`` (B, C, H, W)."""
+        with torch.inference_mode(), self._autocast():
+            return self._forward(images)
+
+
+def _loss_type(logits: Tensor) -> torch.dtype:
+    return torch.float64 if logits.dtype == torch.float64 else torch.float32

@@ -1,0 +1,130 @@
+"""Batches as the training loop takes them: (images, labels) on the device, in the model's memory layout, normalized.
+
+A loader has ``len()`` (batches of this process), ``set_epoch(epoch)``, ``step_sizes`` (images per step, summed over
+processes; training only) and can be iterated once per epoch.
+"""
+
+import os
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+from torchvision.transforms import v2
+
+from vision_reference.datasets import seeded
+from vision_reference.presets import Normalize
+from vision_reference.samplers import EvalBatchSampler, TrainBatchSampler, combine_seeds
+
+
+class TorchvisionLoader:
+    """A data set decoded and augmented by worker processes, finished on the device.
+
+    Args:
+        dataset: (pixels, label) for keys ``(index, seed)``; uint8 pixels are normalized here, float ones are done.
+        batches: what a step of this process holds.
+        workers: number of worker processes; 0 loads in this process.
+        normalize: applied to uint8 images on the device.
+        device, memory_format: of the images handed out.
+    """
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        batches: TrainBatchSampler | EvalBatchSampler,
+        *,
+        workers: int,
+        normalize: Normalize,
+        device: torch.device,
+        memory_format: torch.memory_format,
+    ) -> None:
+        self.batches = batches
+        self.normalize = normalize
+        self.device = device
+        self.memory_format = memory_format
+        self._loader = DataLoader(
+            dataset,
+            batch_sampler=batches,
+            num_workers=workers,
+            pin_memory=device.type == "cuda",
+            persistent_workers=workers > 0,
+            worker_init_fn=_single_thread,
+        )
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    @property
+    def step_sizes(self) -> list[int]:
+        return self.batches.step_sizes
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch whose order and augmentation the next iteration yields."""
+        self.batches.set_epoch(epoch)
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        for images, labels in self._loader:
+            # The bytes travel; layout and normalization are the device's work.
+            images = images.to(self.device, non_blocking=True, memory_format=self.memory_format)
+            if images.dtype == torch.uint8:
+                images = self.normalize(images)
+            yield images, labels.to(self.device, non_blocking=True)
+
+
+class MixingLoader:
+    """Another loader's batches with mixup or cutmix applied; labels become class probabilities (B, K).
+
+    Where both are asked for, each batch takes one of them at random. The choice is a function of (seed, epoch, step,
+    process), like all augmentation.
+
+    Args:
+        loader: yields (images, class numbers).
+        num_classes: K.
+        mixup_alpha, cutmix_alpha: parameter of the Beta distribution of the mixing weight; 0 leaves that method out.
+        seed, rank: of the run and of this process.
+    """
+
+    def __init__(
+        self,
+        loader: TorchvisionLoader,
+        *,
+        num_classes: int,
+        mixup_alpha: float,
+        cutmix_alpha: float,
+        seed: int,
+        rank: int,
+    ) -> None:
+        self.loader = loader
+        self.step_sizes = loader.step_sizes
+        self.seed = seed
+        self.rank = rank
+        self.epoch = 0
+        self.methods: list[Callable] = []
+        if mixup_alpha:
+            self.methods.append(v2.MixUp(alpha=mixup_alpha, num_classes=num_classes))
+        if cutmix_alpha:
+            self.methods.append(v2.CutMix(alpha=cutmix_alpha, num_classes=num_classes))
+
+    def __len__(self) -> int:
+        return len(self.loader)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch of the next iteration."""
+        self.epoch = epoch
+        self.loader.set_epoch(epoch)
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        for step, (images, labels) in enumerate(self.loader):
+            with seeded(combine_seeds(self.seed, self.epoch, step, self.rank)):
+                method = self.methods[torch.randint(len(self.methods), ()).item()]
+                mixed = method(images, labels)
+            yield mixed
+
+
+def usable_workers(asked: int) -> int:
+    """``asked`` loader processes, but no more than there are cores: beyond that they only get in each other's way."""
+    return min(asked, len(os.sched_getaffinity(0)))
+
+
+def _single_thread(_: int) -> None:
+    torch.set_num_threads(1)

@@ -1,0 +1,102 @@
+"""What a run reports: running averages of an epoch, a progress line, one record per epoch in a file."""
+
+import json
+import time
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from vision_reference.distillation import Losses
+from vision_reference.distributed import sum_over_ranks
+from vision_reference.files import atomic_file
+
+
+def correct_in_top(logits: Tensor, labels: Tensor, k: int) -> Tensor:
+    """How many of the B rows of ``logits`` (B, K) have their label (B,) among the k largest entries: a 0-d tensor."""
+    best = logits.topk(min(k, logits.shape[1]), dim=1).indices
+    return (best == labels.unsqueeze(1)).sum()
+
+
+class TrainingAverages:
+    """Loss, its parts and top-1 accuracy over images, summed on the device so that no step waits for a number."""
+
+    NAMES = ("loss", "kd", "ce", "acc1")
+
+    def __init__(self, device: torch.device) -> None:
+        self.sums = torch.zeros(len(self.NAMES) + 1, dtype=torch.float64, device=device)
+
+    def add(self, losses: Losses, logits: Tensor, targets: Tensor) -> None:
+        """Count a batch of B images: logits (B, K), targets (B,) or, for mixed images, probabilities (B, K)."""
+        labels = targets.argmax(dim=1) if targets.ndim == 2 else targets
+        correct = 100 * correct_in_top(logits.detach(), labels, 1) / len(labels)
+        means = [losses.total.detach(), losses.kd.detach(), losses.ce.detach(), correct, torch.ones_like(correct)]
+        self.sums += len(labels) * torch.stack([value.double() for value in means])
+
+    def means(self, since: Tensor | None = None) -> dict[str, float]:
+        """Averages of this process; with ``since`` (an earlier copy of ``sums``), of what came after it."""
+        return self._divide(self.sums if since is None else self.sums - since)
+
+    def global_means(self) -> dict[str, float]:
+        """Averages over all processes."""
+        return self._divide(sum_over_ranks(self.sums))
+
+    def _divide(self, sums: Tensor) -> dict[str, float]:
+        *totals, count = sums.tolist()
+        return {name: total / count for name, total in zip(self.NAMES, totals, strict=True)}
+
+
+class ProgressLine:
+    """Rate, remaining time and current figures every ``every`` steps of an epoch."""
+
+    def __init__(self, epoch: int, epochs: int, steps: int, every: int) -> None:
+        self.title = f"Epoch {epoch + 1}/{epochs}"
+        self.steps = steps
+        self.every = every
+        self.start = time.perf_counter()
+
+    def due(self, step: int) -> bool:
+        """Whether step number ``step`` (from 0) is shown."""
+        return step % self.every == 0 or step == self.steps - 1
+
+    def text(self, step: int, lr: float, averages: dict[str, float], images: int, teacher: bool) -> str:
+        """The line after step number ``step`` and ``images`` images of all processes."""
+        elapsed = time.perf_counter() - self.start
+        left = elapsed / (step + 1) * (self.steps - step - 1)
+        kd = f"  kd {averages['kd']:.4f}" if teacher else ""
+        return (
+            f"{self.title}  [{step + 1:>{len(str(self.steps))}}/{self.steps}]  lr {lr:.4g}  "
+            f"loss {averages['loss']:.4f}{kd}  top-1 {averages['acc1']:.2f} %  "
+            f"{images / elapsed:.0f} images/s  ETA {int(left) // 60}:{int(left) % 60:02d}"
+        )
+
+
+class MetricsFile:
+    """One JSON record per epoch, in ``metrics.jsonl``.
+
+    Args:
+        path: the file.
+        start_epoch: first epoch that this run will write; records of earlier epochs stay, others (of the run that was
+            interrupted between its record and its checkpoint, or of another run) go.
+    """
+
+    def __init__(self, path: Path, start_epoch: int) -> None:
+        self.path = path
+        kept = [line for line in self._lines() if _epoch_of(line) < start_epoch]
+        with atomic_file(path) as file:
+            file.write("".join(line + "\n" for line in kept).encode())
+
+    def append(self, record: dict) -> None:
+        """Add the record of an epoch."""
+        with self.path.open("a") as file:
+            file.write(json.dumps(record) + "\n")
+
+    def _lines(self) -> list[str]:
+        return self.path.read_text().splitlines() if self.path.is_file() else []
+
+
+def _epoch_of(line: str) -> float:
+    try:
+        return json.loads(line)["epoch"]
+    except (json.JSONDecodeError, KeyError, TypeError):  # a line cut short by a crash
+        return float("inf")

@@ -1,0 +1,154 @@
+"""Augmentation, one preset per kind of data. A pipeline turns a decoded image into a uint8 tensor (C, H, W).
+
+Normalization is not part of a pipeline: it runs once per batch on the training device (see ``loaders``), so that
+workers hand over a quarter of the bytes. Only random erasing needs normalized pixels and brings its own.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torchvision import transforms as v1
+from torchvision.transforms import v2
+from torchvision.transforms.functional import InterpolationMode
+
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+@dataclass(frozen=True)
+class Preset:
+    """What a kind of data asks for.
+
+    Attributes:
+        mean, std: per channel, of pixels scaled to 0..1.
+        train_crop_size, val_resize_size, val_crop_size: default sizes in pixels.
+        crop_scale, crop_ratio: range of the random crop's share of the area and of its aspect ratio; None: no such crop.
+        mirror: whether a mirrored image still shows its class.
+        shift: random translation as a share of the side.
+        rotation: random rotation up to so many degrees, bilinear.
+        grayscale: probability of dropping the colours.
+        brightness, contrast: strength of the colour jitter.
+    """
+
+    mean: tuple[float, float, float] = IMAGENET_MEAN
+    std: tuple[float, float, float] = IMAGENET_STD
+    train_crop_size: int = 224
+    val_resize_size: int = 256
+    val_crop_size: int = 224
+    crop_scale: tuple[float, float] | None = (0.08, 1.0)
+    crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    mirror: bool = True
+    shift: float = 0.0
+    rotation: float = 0.0
+    grayscale: float = 0.0
+    brightness: float = 0.0
+    contrast: float = 0.0
+
+
+PRESETS = {
+    "imagenet": Preset(),
+    # CUB-200-2011 as the paper's code augments it: birds stay recognizable in larger crops.
+    "cub": Preset(
+        crop_scale=(0.20, 1.0),
+        crop_ratio=(0.80, 1.25),
+        rotation=45,
+        grayscale=0.2,
+        brightness=0.20,
+        contrast=0.20,
+    ),
+    # Handwritten digits: a mirrored or half-cropped digit is another digit or none, a slightly moved one is the same.
+    "digits": Preset(
+        mean=(0.5, 0.5, 0.5),
+        std=(0.5, 0.5, 0.5),
+        train_crop_size=32,
+        val_resize_size=32,
+        val_crop_size=32,
+        crop_scale=None,
+        mirror=False,
+        shift=0.1,
+    ),
+}
+
+
+class Normalize:
+    """uint8 pixels (..., C, H, W) to ``(pixel / 255 - mean) / std`` in float32."""
+
+    def __init__(self, mean: tuple[float, ...], std: tuple[float, ...], device: torch.device | None = None) -> None:
+        self.mean = torch.tensor(mean, device=device).view(-1, 1, 1)
+        self.std = torch.tensor(std, device=device).view(-1, 1, 1)
+
+    def __call__(self, pixels: torch.Tensor) -> torch.Tensor:
+        return pixels.float().div_(255).sub_(self.mean).div_(self.std)
+
+
+def training_pipeline(
+    preset: Preset,
+    *,
+    crop_size: int,
+    interpolation: str = "bilinear",
+    backend: str = "PIL",
+    use_v2: bool = False,
+    auto_augment: str | None = None,
+    ra_magnitude: int = 9,
+    augmix_severity: int = 3,
+    random_erase: float = 0.0,
+) -> Callable:
+    """Random training augmentation: PIL image to uint8 (C, H, W); to normalized float32 if ``random_erase`` > 0.
+
+    Args:
+        crop_size: side of the result in pixels.
+        interpolation: bilinear, bicubic or nearest.
+        backend: "PIL", or "tensor" to augment tensors.
+        use_v2: use ``torchvision.transforms.v2``.
+        auto_augment: None, ra, ta_wide, augmix, or the name of an AutoAugment policy.
+        random_erase: probability of erasing a rectangle, which becomes the mean colour.
+    """
+    T = v2 if use_v2 else v1
+    mode = InterpolationMode(interpolation)
+    steps = [T.PILToTensor()] if backend == "tensor" else []
+    if preset.crop_scale:
+        steps.append(
+            T.RandomResizedCrop(
+                crop_size, scale=preset.crop_scale, ratio=preset.crop_ratio, interpolation=mode, antialias=True
+            )
+        )
+    else:
+        steps += [T.Resize((crop_size, crop_size), interpolation=mode, antialias=True)]
+    if preset.shift:
+        steps.append(T.RandomAffine(0, translate=(preset.shift, preset.shift)))
+    if preset.mirror:
+        steps.append(T.RandomHorizontalFlip())
+    if preset.rotation:
+        steps.append(T.RandomRotation(preset.rotation, interpolation=InterpolationMode.BILINEAR))
+    if preset.grayscale:
+        steps.append(T.RandomGrayscale(preset.grayscale))
+    if preset.brightness or preset.contrast:
+        steps.append(T.ColorJitter(brightness=preset.brightness, contrast=preset.contrast))
+    if auto_augment:
+        steps.append(_auto_augment(T, auto_augment, mode, ra_magnitude, augmix_severity))
+    if backend == "PIL":
+        steps.append(T.PILToTensor())
+    if random_erase:
+        steps += [Normalize(preset.mean, preset.std), T.RandomErasing(random_erase)]
+    return T.Compose(steps)
+
+
+def evaluation_pipeline(
+    *, resize_size: int, crop_size: int, interpolation: str = "bilinear", backend: str = "PIL", use_v2: bool = False
+) -> Callable:
+    """Shorter side to ``resize_size``, centre crop of ``crop_size``: PIL image to uint8 (C, H, W)."""
+    T = v2 if use_v2 else v1
+    resize = T.Resize(resize_size, interpolation=InterpolationMode(interpolation), antialias=True)
+    steps = [resize, T.CenterCrop(crop_size)]
+    steps.insert(0 if backend == "tensor" else len(steps), T.PILToTensor())
+    return T.Compose(steps)
+
+
+def _auto_augment(T, name: str, mode: InterpolationMode, magnitude: int, severity: int) -> Callable:
+    if name == "ra":
+        return T.RandAugment(interpolation=mode, magnitude=magnitude)
+    if name == "ta_wide":
+        return T.TrivialAugmentWide(interpolation=mode)
+    if name == "augmix":
+        return T.AugMix(interpolation=mode, severity=severity)
+    return T.AutoAugment(policy=T.AutoAugmentPolicy(name), interpolation=mode)

@@ -1,0 +1,132 @@
+"""Which samples a process sees, in which order, and the random seed of each one's augmentation.
+
+A sampler yields keys ``(index, seed)``. The seed is a function of (run's seed, epoch, index, repetition), so the pixels
+of a training image depend neither on the number of loader workers nor on the number of processes, and a run that is
+resumed sees what an uninterrupted run would have seen.
+"""
+
+from collections.abc import Iterator
+
+import torch
+
+from vision_reference.errors import UserError
+
+_MASK = (1 << 64) - 1
+_REPEATED_AUGMENTATION_ROUNDING = 256  # torchvision's recipe rounds the length of such an epoch down to this multiple
+
+
+def combine_seeds(*parts: int) -> int:
+    """One well-mixed 64-bit seed from several integers: splitmix64 (Steele et al. 2014), folded over ``parts``."""
+    state = 0
+    for part in parts:
+        state = (state ^ (part & _MASK)) + 0x9E3779B97F4A7C15 & _MASK
+        state = (state ^ state >> 30) * 0xBF58476D1CE4E5B9 & _MASK
+        state = (state ^ state >> 27) * 0x94D049BB133111EB & _MASK
+        state ^= state >> 31
+    return state
+
+
+def global_batch_sizes(num_samples: int, batch_size: int, world_size: int) -> list[int]:
+    """Sizes of the batches of one epoch, summed over ranks: all full but the last, which holds what is left.
+
+    The last one borrows from its neighbour where it would leave a rank with fewer than two samples: a rank with none
+    would stall the others, and batch normalization cannot train on one.
+
+    Args:
+        num_samples: samples in the epoch.
+        batch_size: samples per process and step.
+        world_size: number of processes.
+
+    Raises:
+        UserError: there are fewer samples than processes.
+    """
+    if num_samples < world_size:
+        raise UserError(f"{num_samples} training samples cannot be shared by {world_size} processes; start fewer")
+    full = batch_size * world_size
+    sizes = [full] * (num_samples // full)
+    if left := num_samples % full:
+        sizes.append(left)
+    least = min(2, batch_size) * world_size
+    if len(sizes) > 1 and sizes[-1] < least:
+        sizes[-2] -= least - sizes[-1]
+        sizes[-1] = least
+    return sizes
+
+
+class TrainBatchSampler:
+    """Batches of ``(index, seed)`` keys for one process; over all processes each sample once per epoch, newly shuffled.
+
+    Every process has the same number of batches. Within one step the sizes of the processes' batches differ by at most
+    one sample; ``step_sizes`` tells the sum over processes, from which a process learns the weight of its own gradient.
+
+    Args:
+        num_samples: size of the data set.
+        batch_size: samples per process and step.
+        seed: the run's seed.
+        rank, world_size: this process and the number of processes.
+        repetitions: 1, or how many differently augmented copies of a sample an epoch holds (repeated augmentation,
+            Hoffer et al. 2020, as torchvision's ``--ra-sampler``): the epoch keeps its length, so that it holds only
+            ``1 / repetitions`` of the samples, and the copies of one sample fall on different processes.
+
+    Raises:
+        UserError: there are fewer samples than processes.
+    """
+
+    def __init__(
+        self,
+        num_samples: int,
+        batch_size: int,
+        *,
+        seed: int,
+        rank: int = 0,
+        world_size: int = 1,
+        repetitions: int = 1,
+    ) -> None:
+        self.num_samples = num_samples
+        self.seed = seed
+        self.rank = rank
+        self.world_size = world_size
+        self.repetitions = repetitions
+        self.epoch = 0
+        length = num_samples
+        if repetitions > 1 and num_samples >= _REPEATED_AUGMENTATION_ROUNDING:
+            length -= num_samples % _REPEATED_AUGMENTATION_ROUNDING
+        self.step_sizes = global_batch_sizes(length, batch_size, world_size)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch whose order the next iteration yields."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return len(self.step_sizes)
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        generator = torch.Generator().manual_seed(combine_seeds(self.seed, self.epoch))
+        order = torch.randperm(self.num_samples, generator=generator).tolist()
+        start = 0
+        for size in self.step_sizes:
+            places = range(start + self.rank, start + size, self.world_size)
+            yield [self._key(order, place) for place in places]
+            start += size
+
+    def _key(self, order: list[int], place: int) -> tuple[int, int]:
+        index, repetition = order[place // self.repetitions], place % self.repetitions
+        return index, combine_seeds(self.seed, self.epoch, index, repetition)
+
+
+class EvalBatchSampler:
+    """Batches of ``(index, 0)`` keys for one process; over all processes each sample exactly once, none repeated.
+
+    The number of batches may differ between processes: whoever evaluates must not communicate within a batch.
+    """
+
+    def __init__(self, num_samples: int, batch_size: int, *, rank: int = 0, world_size: int = 1) -> None:
+        self.indices = range(rank, num_samples, world_size)
+        self.batch_size = batch_size
+
+    def __len__(self) -> int:
+        return -(-len(self.indices) // self.batch_size)
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        for start in range(0, len(self.indices), self.batch_size):
+            yield [(index, 0) for index in self.indices[start : start + self.batch_size]]
