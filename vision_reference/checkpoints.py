@@ -130,11 +130,19 @@ def weights_in(checkpoint: object, arch: str | None, *, source: str, ema: bool =
     return _strip_prefixes({name: value for name, value in weights.items() if name != "n_averaged"})
 
 
+def recorded_args(checkpoint: object) -> dict:
+    """The command line that a checkpoint was trained with, as far as it says: flag names (underscores) to values."""
+    args = checkpoint.get("args") if isinstance(checkpoint, Mapping) else None
+    if isinstance(args, argparse.Namespace):
+        return vars(args)
+    return dict(args) if isinstance(args, Mapping) else {}
+
+
 def recorded_arch(checkpoint: object) -> str | None:
     """Name of the network that a checkpoint says it holds: ``arch``, else ``args.model`` or ``args.arch``."""
     if not isinstance(checkpoint, Mapping):
         return None
-    args = _recorded_args(checkpoint)
+    args = recorded_args(checkpoint)
     names = (checkpoint.get("arch"), args.get("model"), args.get("arch"))
     return next((name for name in names if isinstance(name, str)), None)
 

@@ -1,6 +1,5 @@
 """Folders of images as data sets of (pixels, label), with mistakes in them told in one line."""
 
-import hashlib
 import json
 import os
 from collections.abc import Callable
@@ -12,6 +11,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision.datasets import ImageFolder
 
+from vision_reference.caching import cache_file
 from vision_reference.errors import UserError
 from vision_reference.files import atomic_file
 
@@ -92,7 +92,9 @@ def image_folder(root: Path, *, cache: bool = False) -> tuple[list[Sample], list
     folders = sorted(entry.name for entry in os.scandir(root) if entry.is_dir())
     if not folders:
         raise UserError(f"{root} holds no class folder; expected {root}/<class>/<image>")
-    index = _index_file(root, folders)
+    # A class folder's time of modification changes whenever a file is added to or removed from it.
+    state = [(name, (root / name).stat().st_mtime_ns) for name in folders]
+    index = cache_file("image_folders", [str(root.resolve()), state])
     if cache and index.is_file():
         listing = json.loads(index.read_text())
         return [(str(root / path), label) for path, label in listing], folders
@@ -119,14 +121,6 @@ def check_same_classes(train: list[str], val: list[str]) -> None:
     parts += [f"only in val/: {_some(only_val)}"] * bool(only_val)
     if parts:
         raise UserError(f"train/ and val/ have different classes ({'; '.join(parts)}); labels would not match")
-
-
-def _index_file(root: Path, folders: list[str]) -> Path:
-    """Where the list of ``root`` is kept: a name that changes whenever a file is added to or removed from a class."""
-    state = [(name, (root / name).stat().st_mtime_ns) for name in folders]
-    name = hashlib.sha256(json.dumps([str(root.resolve()), state]).encode()).hexdigest()[:32]
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return cache / "lskd" / "image_folders" / f"{name}.json"
 
 
 def _some(names: list[str], most: int = 5) -> str:

@@ -1,6 +1,7 @@
 """Files that are either whole or not there."""
 
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -27,6 +28,21 @@ def atomic_file(path: Path) -> Iterator[BinaryIO]:
         Path(temporary).unlink(missing_ok=True)
         raise
     sync_folder(path.parent)
+
+
+def atomic_copy(source: Path, target: Path) -> None:
+    """Let ``target`` hold what ``source`` holds, in one step and, where the file system has hard links, unwritten.
+
+    A link is safe because both names are only ever replaced, never written into.
+    """
+    temporary = target.with_name(f".{target.name}.partial")
+    temporary.unlink(missing_ok=True)
+    try:
+        os.link(source, temporary)
+    except OSError:
+        shutil.copyfile(source, temporary)
+    os.replace(temporary, target)
+    temporary.unlink(missing_ok=True)  # replacing a link by another link to the same file leaves it
 
 
 def sync_folder(folder: Path) -> None:

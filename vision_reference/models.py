@@ -2,12 +2,12 @@
 
 import torch
 import torchvision
-from torch import nn
+from torch import Tensor, nn
 
+from vision_reference import checkpoints, heads
 from vision_reference.errors import UserError
 
-# Their training forward pass returns auxiliary classifiers' outputs beside the logits; we build them without.
-_WITH_AUXILIARY_HEADS = ("googlenet", "inception_v3")
+_AUXILIARY_PREFIXES = tuple(f"{name}." for name in heads.AUXILIARY_HEADS)
 
 
 def classification_models() -> list[str]:
@@ -25,8 +25,46 @@ def build_model(name: str, num_classes: int) -> nn.Module:
         near = [other for other in classification_models() if other.split("_")[0][:5] == name[:5]]
         hint = ", ".join(near[:8]) or "resnet18, resnet50, convnext_tiny, mobilenet_v2, efficientnet_b0"
         raise UserError(f"unknown model '{name}'; allowed: torchvision's classification models, such as {hint}")
-    options = {"aux_logits": False, "init_weights": True} if name in _WITH_AUXILIARY_HEADS else {}
-    return torchvision.models.get_model(name, weights=None, num_classes=num_classes, **options)
+    options = {"init_weights": True} if name in ("googlenet", "inception_v3") else {}  # they warn otherwise
+    model = torchvision.models.get_model(name, weights=None, num_classes=num_classes, **options)
+    return heads.drop_auxiliary_heads(model)
+
+
+def build_filled(
+    name: str, num_classes: int, state: dict[str, Tensor] | None, source: str, *, new_head: bool
+) -> nn.Module:
+    """Network ``name`` with ``num_classes`` classes, filled with the state dict ``state`` (None: left as initialized).
+
+    Auxiliary heads are left out on both sides: they only ever serve training, and no loss here uses them.
+
+    Args:
+        source: names ``state`` in errors.
+        new_head: where ``state`` has another number of classes, replace the last layer by a fresh one instead of
+            refusing: the beginning of transfer learning.
+
+    Raises:
+        UserError: no such network, or ``state`` does not fit.
+    """
+    model = build_model(name, num_classes)
+    if state is None:
+        return model
+    state = {key: value for key, value in state.items() if not key.startswith(_AUXILIARY_PREFIXES)}
+    if new_head:
+        heads.shape_heads_like(model, state)
+    checkpoints.load_weights(model, state, source)
+    if heads.class_count(model) != num_classes:
+        heads.replace_head(model, num_classes)
+    return model
+
+
+def read_state(source: str, name: str) -> dict[str, Tensor]:
+    """State dict for network ``name`` from a torchvision weights name or from a file in any accepted format.
+
+    Raises:
+        UserError: there is none, it cannot be read, or it belongs to another network.
+    """
+    weights = find_weights(source)
+    return fetch_weights(weights, name) if weights else checkpoints.read_weights(source, name)
 
 
 def find_weights(name: str) -> torchvision.models.WeightsEnum | None:

@@ -22,7 +22,7 @@ class Preset:
     Attributes:
         mean, std: per channel, of pixels scaled to 0..1.
         train_crop_size, val_resize_size, val_crop_size: default sizes in pixels.
-        crop_scale, crop_ratio: range of the random crop's share of the area and of its aspect ratio; None: no such crop.
+        crop_scale, crop_ratio: ranges of the random crop's share of the area and of its aspect ratio; None: no crop.
         mirror: whether a mirrored image still shows its class.
         shift: random translation as a share of the side.
         rotation: random rotation up to so many degrees, bilinear.
@@ -86,7 +86,7 @@ def training_pipeline(
     *,
     crop_size: int,
     interpolation: str = "bilinear",
-    backend: str = "PIL",
+    backend: str = "pil",
     use_v2: bool = False,
     auto_augment: str | None = None,
     ra_magnitude: int = 9,
@@ -98,7 +98,7 @@ def training_pipeline(
     Args:
         crop_size: side of the result in pixels.
         interpolation: bilinear, bicubic or nearest.
-        backend: "PIL", or "tensor" to augment tensors.
+        backend: "pil", or "tensor" to augment tensors.
         use_v2: use ``torchvision.transforms.v2``.
         auto_augment: None, ra, ta_wide, augmix, or the name of an AutoAugment policy.
         random_erase: probability of erasing a rectangle, which becomes the mean colour.
@@ -126,7 +126,7 @@ def training_pipeline(
         steps.append(T.ColorJitter(brightness=preset.brightness, contrast=preset.contrast))
     if auto_augment:
         steps.append(_auto_augment(T, auto_augment, mode, ra_magnitude, augmix_severity))
-    if backend == "PIL":
+    if backend == "pil":
         steps.append(T.PILToTensor())
     if random_erase:
         steps += [Normalize(preset.mean, preset.std), T.RandomErasing(random_erase)]
@@ -134,7 +134,7 @@ def training_pipeline(
 
 
 def evaluation_pipeline(
-    *, resize_size: int, crop_size: int, interpolation: str = "bilinear", backend: str = "PIL", use_v2: bool = False
+    *, resize_size: int, crop_size: int, interpolation: str = "bilinear", backend: str = "pil", use_v2: bool = False
 ) -> Callable:
     """Shorter side to ``resize_size``, centre crop of ``crop_size``: PIL image to uint8 (C, H, W)."""
     T = v2 if use_v2 else v1

@@ -29,8 +29,8 @@ def combine_seeds(*parts: int) -> int:
 def global_batch_sizes(num_samples: int, batch_size: int, world_size: int) -> list[int]:
     """Sizes of the batches of one epoch, summed over ranks: all full but the last, which holds what is left.
 
-    The last one borrows from its neighbour where it would leave a rank with fewer than two samples: a rank with none
-    would stall the others, and batch normalization cannot train on one.
+    Where the last one would leave a rank with fewer than two samples, it shares evenly with its neighbour: a rank with
+    none would stall the others, and batch normalization cannot train on one.
 
     Args:
         num_samples: samples in the epoch.
@@ -46,10 +46,10 @@ def global_batch_sizes(num_samples: int, batch_size: int, world_size: int) -> li
     sizes = [full] * (num_samples // full)
     if left := num_samples % full:
         sizes.append(left)
-    least = min(2, batch_size) * world_size
-    if len(sizes) > 1 and sizes[-1] < least:
-        sizes[-2] -= least - sizes[-1]
-        sizes[-1] = least
+    if len(sizes) > 1 and sizes[-1] < min(2, batch_size) * world_size:
+        both = sizes.pop() + sizes.pop()
+        # Too few for two steps (batches of one image only): one step takes them all.
+        sizes += [both - both // 2, both // 2] if both >= 2 * world_size else [both]
     return sizes
 
 

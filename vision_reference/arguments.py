@@ -1,0 +1,298 @@
+"""The command line of ``train.py``: torchvision's classification flags, and those of distillation."""
+
+import argparse
+import math
+
+from vision_reference.errors import UserError
+from vision_reference.presets import PRESETS
+
+_EPILOG = """examples:
+  python vision_reference/train.py --data-path data/digits --preset digits --model resnet18 --epochs 8 --lr 0.05
+  python vision_reference/train.py --data-path data/digits --preset digits --model shufflenet_v2_x0_5 --epochs 8 \\
+      --teacher resnet18 --teacher-weights teacher/best.pth --kd-temperature 1
+
+rule of thumb: smooth the teacher (--label-smoothing 0.1) and distil at --kd-temperature 1; higher temperatures undo
+what smoothing brings.
+"""
+
+
+class _Parser(argparse.ArgumentParser):
+    """Tells a mistake in one line; the list of all flags would only hide it."""
+
+    def error(self, message: str) -> None:
+        self.exit(2, f"{self.prog}: error: {message} (--help lists all flags)\n")
+
+
+def _number(kind: type, low: float, high: float = math.inf, *, open_low: bool = False):
+    """An argparse type: a number from ``low`` (excluded with ``open_low``) to ``high``."""
+
+    def parse(text: str) -> float:
+        try:
+            value = kind(text)
+        except ValueError:
+            value = math.nan
+        if not (low < value if open_low else low <= value) or not value <= high:
+            what = "an integer" if kind is int else "a number"
+            lower = f"above {low}" if open_low else f"from {low}"
+            upper = "" if high == math.inf else f" to {high}"
+            raise argparse.ArgumentTypeError(f"'{text}' is not {what} {lower}{upper}")
+        return value
+
+    return parse
+
+
+_count, _natural = _number(int, 1), _number(int, 0)
+_positive, _non_negative = _number(float, 0, open_low=True), _number(float, 0)
+_share = _number(float, 0, 1)
+
+
+def get_args_parser() -> argparse.ArgumentParser:
+    """Parser of all flags of ``train.py``."""
+    parser = _Parser(
+        prog="train.py",
+        description="Train, distil and evaluate an image classifier. All flags of torchvision's classification recipe "
+        "work as they do there; see the groups 'distillation' and 'weights' for what comes on top.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    _add_data(parser.add_argument_group("data"))
+    _add_augmentation(parser.add_argument_group("augmentation"))
+    _add_model(parser.add_argument_group("model"))
+    _add_distillation(parser.add_argument_group("distillation"))
+    _add_weights(parser.add_argument_group("weights and checkpoints"))
+    _add_optimization(parser.add_argument_group("optimization"))
+    _add_schedule(parser.add_argument_group("learning-rate schedule"))
+    _add_machine(parser.add_argument_group("precision, speed, processes"))
+    return parser
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    """Parsed and checked flags; sizes left open are filled in from the preset.
+
+    Raises:
+        UserError: flags that contradict each other.
+    """
+    args = get_args_parser().parse_args(argv)
+    preset = PRESETS[args.preset]
+    for size in ("train_crop_size", "val_resize_size", "val_crop_size"):
+        if getattr(args, size) is None:
+            setattr(args, size, getattr(preset, size))
+    if args.teacher and not args.teacher_weights:
+        raise UserError("--teacher needs --teacher-weights: an untrained teacher has nothing to teach")
+    if not args.teacher:
+        for flag, default in (("teacher_weights", None), ("kd_temperature", 1.0), ("kd_weight", 1.0)):
+            if getattr(args, flag) != default:
+                name = "--" + flag.replace("_", "-")
+                raise UserError(f"{name} was given without --teacher; name the teacher's network or drop {name}")
+    if args.weights and args.init_weights:
+        raise UserError("--weights and --init-weights both say where the model starts; give one")
+    if args.lr_warmup_per_step and not args.lr_warmup_epochs:
+        raise UserError("--lr-warmup-per-step needs --lr-warmup-epochs: the length of the warm-up (the paper's: 5)")
+    return args
+
+
+def _add_data(group) -> None:
+    group.add_argument(
+        "--data-path",
+        default="data",
+        metavar="DIR",
+        help="folder with train/ and val/, one subfolder of images per class",
+    )
+    group.add_argument(
+        "--preset",
+        choices=sorted(PRESETS),
+        default="imagenet",
+        help="augmentation and normalization: imagenet (torchvision's), cub (birds: larger crops, rotation, colour), "
+        "digits (small shifts, never mirrored) (default: imagenet)",
+    )
+    group.add_argument(
+        "-j", "--workers", type=_natural, default=16, help="loader processes per process, at most its cores"
+    )
+    group.add_argument("--cache-dataset", action="store_true", help="keep the list of image files between runs")
+    group.add_argument("-b", "--batch-size", type=_count, default=32, help="images per process and step (default: 32)")
+
+
+def _add_augmentation(group) -> None:
+    sizes = "side in pixels (default: {}; digits: 32)"
+    group.add_argument("--train-crop-size", type=_count, help="training crop: " + sizes.format(224))
+    group.add_argument(
+        "--val-resize-size", type=_count, help="evaluation, before the crop: shorter " + sizes.format(256)
+    )
+    group.add_argument("--val-crop-size", type=_count, help="evaluation, centre crop: " + sizes.format(224))
+    group.add_argument("--interpolation", choices=("bilinear", "bicubic", "nearest"), default="bilinear")
+    policies = ("ra", "ta_wide", "augmix", "imagenet", "cifar10", "svhn")
+    group.add_argument(
+        "--auto-augment",
+        choices=policies,
+        help="RandAugment (ra), TrivialAugmentWide (ta_wide), AugMix, or the AutoAugment policy learnt on a data set",
+    )
+    group.add_argument("--ra-magnitude", type=_natural, default=9, help="strength of RandAugment (default: 9)")
+    group.add_argument("--augmix-severity", type=_count, default=3, help="strength of AugMix (default: 3)")
+    group.add_argument(
+        "--random-erase", type=_share, default=0.0, metavar="P", help="probability of erasing a rectangle"
+    )
+    mixing = "Beta distribution's parameter of {}; 0: off. With both, each batch takes either (default: 0)"
+    group.add_argument("--mixup-alpha", type=_non_negative, default=0.0, help=mixing.format("mixup"))
+    group.add_argument("--cutmix-alpha", type=_non_negative, default=0.0, help=mixing.format("cutmix"))
+    group.add_argument(
+        "--ra-sampler", action="store_true", help="repeated augmentation: several copies of an image per epoch"
+    )
+    group.add_argument("--ra-reps", type=_count, default=3, help="copies per image with --ra-sampler (default: 3)")
+    group.add_argument(
+        "--backend", type=str.lower, choices=("pil", "tensor"), default="pil", help="augment PIL images or tensors"
+    )
+    group.add_argument("--use-v2", action="store_true", help="augment with torchvision.transforms.v2")
+
+
+def _add_model(group) -> None:
+    group.add_argument("--model", default="resnet18", help="any torchvision classification network (default: resnet18)")
+    group.add_argument("--sync-bn", action="store_true", help="batch-norm statistics over all processes (GPU only)")
+    group.add_argument(
+        "--model-ema", action="store_true", help="also keep and evaluate a moving average of the weights"
+    )
+    group.add_argument("--model-ema-steps", type=_count, default=32, help="steps between its updates (default: 32)")
+    group.add_argument(
+        "--model-ema-decay",
+        type=_share,
+        default=0.99998,
+        help="its decay, adjusted by processes x batch x steps / epochs (default: 0.99998)",
+    )
+
+
+def _add_distillation(group) -> None:
+    group.add_argument(
+        "--teacher",
+        metavar="NAME",
+        help="teacher's network, any torchvision classification network; without it: plain training",
+    )
+    group.add_argument(
+        "--teacher-weights",
+        metavar="X",
+        help="its weights: a checkpoint file (ours, torchvision's, *.pth.tar, a state dict, safetensors) or a "
+        "torchvision weights name such as ResNet50_Weights.IMAGENET1K_V1",
+    )
+    group.add_argument(
+        "--kd-temperature",
+        type=_positive,
+        default=1.0,
+        metavar="T",
+        help="temperature of teacher and student (default: 1)",
+    )
+    group.add_argument(
+        "--kd-weight",
+        type=_share,
+        default=1.0,
+        metavar="L",
+        help="L of the loss L * T^2 * KL(teacher^T || student^T) + (1 - L) * cross entropy (default: 1)",
+    )
+    group.add_argument(
+        "--label-smoothing",
+        type=_share,
+        default=0.0,
+        metavar="ALPHA",
+        help="share of each label spread evenly over all classes (default: 0)",
+    )
+
+
+def _add_weights(group) -> None:
+    group.add_argument(
+        "--weights", metavar="NAME", help="start from torchvision weights, such as ResNet50_Weights.IMAGENET1K_V2"
+    )
+    group.add_argument(
+        "--init-weights",
+        metavar="X",
+        help="start from these weights: a file in any accepted format or a torchvision weights name",
+    )
+    group.add_argument(
+        "--output-dir", default=".", metavar="DIR", help="for checkpoint.pth, best.pth, metrics.jsonl (default: .)"
+    )
+    group.add_argument(
+        "--resume",
+        default="",
+        metavar="FILE",
+        help="go on from this checkpoint; 'auto': from checkpoint.pth in --output-dir if there is one",
+    )
+    group.add_argument("--start-epoch", type=_natural, default=0, help="count epochs from here (default: 0)")
+    group.add_argument(
+        "--keep-checkpoints",
+        type=_natural,
+        default=1,
+        metavar="N",
+        help="keep the newest N model_<epoch>.pth (default: 1)",
+    )
+    group.add_argument("--test-only", action="store_true", help="evaluate (see --resume, --weights) and stop")
+    group.add_argument("--print-freq", type=_count, default=10, help="steps between progress lines (default: 10)")
+
+
+def _add_optimization(group) -> None:
+    group.add_argument("--epochs", type=_natural, default=90, help="(default: 90)")
+    group.add_argument(
+        "--opt", type=str.lower, default="sgd", help="sgd, sgd_nesterov, rmsprop or adamw (default: sgd)"
+    )
+    group.add_argument(
+        "--lr", type=_non_negative, default=0.1, help="learning rate, not scaled with the batch (default: 0.1)"
+    )
+    group.add_argument(
+        "--scale-lr", action="store_true", help="multiply --lr by (batch x processes) / 256 (linear scaling)"
+    )
+    group.add_argument("--momentum", type=_non_negative, default=0.9, help="(default: 0.9)")
+    group.add_argument(
+        "--wd", "--weight-decay", type=_non_negative, default=1e-4, dest="weight_decay", help="(default: 1e-4)"
+    )
+    separate = "weight decay of {} (default: as --weight-decay)"
+    group.add_argument("--norm-weight-decay", type=_non_negative, help=separate.format("normalization layers"))
+    group.add_argument("--bias-weight-decay", type=_non_negative, help=separate.format("biases"))
+    group.add_argument(
+        "--transformer-embedding-decay", type=_non_negative, help=separate.format("class token and position embeddings")
+    )
+    group.add_argument("--clip-grad-norm", type=_positive, help="clip the gradient's norm (default: no clipping)")
+    group.add_argument(
+        "--seed",
+        type=_natural,
+        help="fixes initialization, order and augmentation (default: drawn, printed and recorded)",
+    )
+
+
+def _add_schedule(group) -> None:
+    group.add_argument(
+        "--lr-scheduler",
+        type=str.lower,
+        default="steplr",
+        help="steplr, cosineannealinglr or exponentiallr (default: steplr)",
+    )
+    group.add_argument("--lr-step-size", type=_count, default=30, help="steplr: epochs between decays (default: 30)")
+    group.add_argument("--lr-gamma", type=_non_negative, default=0.1, help="decay factor (default: 0.1)")
+    group.add_argument("--lr-min", type=_non_negative, default=0.0, help="cosine: final learning rate (default: 0)")
+    group.add_argument("--lr-warmup-epochs", type=_natural, default=0, help="(default: 0)")
+    group.add_argument(
+        "--lr-warmup-method", type=str.lower, default="constant", help="constant or linear, stepped each epoch"
+    )
+    group.add_argument(
+        "--lr-warmup-decay", type=_positive, default=0.01, help="factor at the warm-up's start (default: 0.01)"
+    )
+    group.add_argument(
+        "--lr-warmup-per-step",
+        action="store_true",
+        help="the paper's warm-up instead: from 0 to --lr linearly in every step of the first --lr-warmup-epochs",
+    )
+
+
+def _add_machine(group) -> None:
+    group.add_argument("--device", choices=("cuda", "cpu"), default="cuda", help="falls back to cpu where no GPU is")
+    group.add_argument("--amp", action="store_true", help="mixed precision: forward pass and loss under autocast")
+    group.add_argument(
+        "--amp-dtype",
+        choices=("bf16", "fp16"),
+        help="type of --amp (default: bf16 on CPUs and on GPUs that have it, else fp16 with gradient scaling)",
+    )
+    group.add_argument(
+        "--channels-last",
+        action=argparse.BooleanOptionalAction,
+        help="memory layout of images and convolutions (default: on where it is faster: on CPUs, on GPUs with --amp)",
+    )
+    group.add_argument("--compile", action="store_true", help="compile teacher and student with torch.compile")
+    group.add_argument("--use-deterministic-algorithms", action="store_true", help="same weights from the same command")
+    group.add_argument("--world-size", type=_count, default=1, help="ignored: torchrun tells it")
+    group.add_argument(
+        "--dist-url", default="env://", help="where processes meet (default: env://, as torchrun sets it)"
+    )

@@ -1,0 +1,317 @@
+"""Train, distil and evaluate image classifiers: torchvision's classification recipe plus a teacher.
+
+    # a teacher with label smoothing
+    torchrun --nproc_per_node 8 vision_reference/train.py --data-path DATA --model resnet50 --label-smoothing 0.1
+    # a student distilled from it at temperature 1
+    torchrun --nproc_per_node 8 vision_reference/train.py --data-path DATA --model resnet18 \
+        --teacher resnet50 --teacher-weights teacher/checkpoint.pth --kd-temperature 1
+    # exact accuracy of a checkpoint, of ours or of others
+    python vision_reference/train.py --data-path DATA --model resnet18 --test-only --resume student/best.pth
+"""
+
+import argparse
+import math
+import os
+import random
+import secrets
+import sys
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import nn
+
+if __package__ in (None, ""):  # run as a file: the folder that holds the package takes the place of the file's own
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+from vision_reference import checkpoints, distributed
+from vision_reference.arguments import parse_args
+from vision_reference.datasets import ImageDataset, check_same_classes, image_folder
+from vision_reference.distillation import Teacher, distillation_loss, label_loss
+from vision_reference.errors import UserError, run_command
+from vision_reference.files import atomic_copy
+from vision_reference.heads import check_input_sizes
+from vision_reference.learner import Learner, build_learner
+from vision_reference.loaders import MixingLoader, TorchvisionLoader, usable_workers
+from vision_reference.metrics import MetricsFile, ProgressLine, TrainingAverages, correct_in_top
+from vision_reference.models import build_filled, find_weights, read_state
+from vision_reference.presets import PRESETS, Normalize, evaluation_pipeline, training_pipeline
+from vision_reference.samplers import EvalBatchSampler, TrainBatchSampler, combine_seeds
+
+Loader = TorchvisionLoader | MixingLoader
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Where and how a run computes; the same for student and teacher."""
+
+    rank: distributed.Rank
+    device: torch.device
+    memory_format: torch.memory_format
+    amp_dtype: torch.dtype
+    autocast: Callable[[], AbstractContextManager]
+
+
+def train_one_epoch(
+    learner: Learner, teacher: Teacher | None, loader: Loader, machine: Machine, args: argparse.Namespace, epoch: int
+) -> dict[str, float]:
+    """One pass over the training data.
+
+    Returns:
+        Averages over the epoch and all processes: loss, kd, ce, acc1 (percent); and images_per_second.
+    """
+    student, optimizer, scaler, ema = learner.student, learner.optimizer, learner.scaler, learner.ema
+    student.train()
+    loader.set_epoch(epoch)
+    averages = TrainingAverages(machine.device)
+    progress = ProgressLine(epoch, args.epochs, len(loader), args.print_freq)
+    shown, images_seen = averages.sums.clone(), 0
+    for step, (images, targets) in enumerate(loader):
+        learner.schedule.step_to(epoch, step, len(loader))
+        with machine.autocast():
+            logits = student(images)
+            losses = distillation_loss(
+                logits,
+                targets,
+                teacher(images) if teacher else None,
+                temperature=args.kd_temperature,
+                kd_weight=args.kd_weight,
+                label_smoothing=args.label_smoothing,
+            )
+        # DDP averages over processes; where their shares of the step differ in size, each counts by its images.
+        share = len(images) * machine.rank.world_size / loader.step_sizes[step]
+        optimizer.zero_grad(set_to_none=True)
+        scaler.scale(losses.total * share).backward()
+        if args.clip_grad_norm is not None:
+            scaler.unscale_(optimizer)
+            nn.utils.clip_grad_norm_(student.parameters(), args.clip_grad_norm)
+        scaler.step(optimizer)
+        scaler.update()
+        if ema is not None and step % args.model_ema_steps == 0:
+            ema.update_parameters(learner.model)
+            if epoch < args.lr_warmup_epochs:
+                ema.n_averaged.zero_()  # the average begins, as a copy, when the warm-up is over
+
+        averages.add(losses, logits, targets)
+        images_seen += loader.step_sizes[step]
+        if machine.rank.is_main and progress.due(step):
+            lr = optimizer.param_groups[0]["lr"]
+            print(progress.text(step, lr, averages.means(since=shown), images_seen, teacher is not None), flush=True)
+            shown = averages.sums.clone()
+    seconds = time.perf_counter() - progress.start
+    return {**averages.global_means(), "images_per_second": images_seen / seconds}
+
+
+@torch.inference_mode()
+def evaluate(model: nn.Module, loader: TorchvisionLoader, machine: Machine, label_smoothing: float) -> dict[str, float]:
+    """Exact loss, top-1 and top-5 (acc1, acc5; percent): every sample counts once, on any number of processes."""
+    model.eval()
+    distributed.share_buffers(model)
+    sums = torch.zeros(4, dtype=torch.float64, device=machine.device)
+    for images, labels in loader:
+        with machine.autocast():
+            logits = model(images)
+        loss = label_loss(logits, labels, label_smoothing) * len(labels)
+        counts = [
+            loss,
+            correct_in_top(logits, labels, 1),
+            correct_in_top(logits, labels, 5),
+            loss.new_tensor(len(labels)),
+        ]
+        sums += torch.stack([count.double() for count in counts])
+    loss, top1, top5, images = distributed.sum_over_ranks(sums).tolist()
+    return {"loss": loss / images, "acc1": 100 * top1 / images, "acc5": 100 * top5 / images}
+
+
+def build_loaders(args: argparse.Namespace, machine: Machine) -> tuple[Loader | None, TorchvisionLoader, int]:
+    """The training loader (None with ``--test-only``), the evaluation loader, and the number of classes."""
+    preset, root = PRESETS[args.preset], Path(args.data_path)
+    place = {"rank": machine.rank.rank, "world_size": machine.rank.world_size}
+    make_loader = partial(
+        TorchvisionLoader,
+        workers=usable_workers(args.workers),
+        normalize=Normalize(preset.mean, preset.std, machine.device),
+        device=machine.device,
+        memory_format=machine.memory_format,
+    )
+    style = {"interpolation": args.interpolation, "backend": args.backend, "use_v2": args.use_v2}
+    if args.test_only and args.weights:
+        val_pipeline = find_weights(args.weights).transforms()  # as the publisher of the weights evaluates them
+    else:
+        val_pipeline = evaluation_pipeline(resize_size=args.val_resize_size, crop_size=args.val_crop_size, **style)
+    val_samples, classes = image_folder(root / "val", cache=args.cache_dataset)
+    val_set = ImageDataset(val_samples, classes, val_pipeline)
+    val_loader = make_loader(val_set, EvalBatchSampler(len(val_set), args.batch_size, **place))
+    if args.test_only:
+        return None, val_loader, len(classes)
+
+    train_samples, train_classes = image_folder(root / "train", cache=args.cache_dataset)
+    check_same_classes(train_classes, classes)
+    train_pipeline = training_pipeline(
+        preset,
+        crop_size=args.train_crop_size,
+        auto_augment=args.auto_augment,
+        ra_magnitude=args.ra_magnitude,
+        augmix_severity=args.augmix_severity,
+        random_erase=args.random_erase,
+        **style,
+    )
+    repetitions = args.ra_reps if args.ra_sampler else 1
+    batches = TrainBatchSampler(len(train_samples), args.batch_size, seed=args.seed, repetitions=repetitions, **place)
+    train_loader = make_loader(ImageDataset(train_samples, classes, train_pipeline), batches)
+    if args.mixup_alpha or args.cutmix_alpha:
+        train_loader = MixingLoader(
+            train_loader,
+            num_classes=len(classes),
+            mixup_alpha=args.mixup_alpha,
+            cutmix_alpha=args.cutmix_alpha,
+            seed=args.seed,
+            rank=machine.rank.rank,
+        )
+    machine.rank.say(f"{len(train_samples)} training and {len(val_samples)} validation images, {len(classes)} classes")
+    return train_loader, val_loader, len(classes)
+
+
+def choose_machine(args: argparse.Namespace) -> Machine:
+    """Device, precision and memory layout from the flags and from what is there; joins the other processes.
+
+    Raises:
+        UserError: a precision that this device does not have.
+    """
+    device = torch.device("cuda" if args.device == "cuda" and torch.cuda.is_available() else "cpu")
+    rank = distributed.start(device, args.dist_url)
+    if device.type == "cuda":
+        device = torch.device("cuda", rank.local_rank)
+    if args.device != device.type:
+        rank.say("note: no GPU found, running on the CPU")
+    has_bf16 = device.type == "cpu" or torch.cuda.is_bf16_supported()
+    if args.amp_dtype == "bf16" and not has_bf16:
+        raise UserError("this GPU has no bf16; use --amp-dtype fp16")
+    amp_dtype = torch.bfloat16 if args.amp_dtype == "bf16" or (args.amp_dtype is None and has_bf16) else torch.float16
+    channels_last = device.type == "cpu" or args.amp if args.channels_last is None else args.channels_last
+    return Machine(
+        rank=rank,
+        device=device,
+        memory_format=torch.channels_last if channels_last else torch.contiguous_format,
+        amp_dtype=amp_dtype,
+        autocast=partial(torch.autocast, device.type, dtype=amp_dtype, enabled=args.amp),
+    )
+
+
+def fix_randomness(args: argparse.Namespace, checkpoint: dict | None, rank: distributed.Rank) -> None:
+    """Settle the seed (a resumed run keeps its own) and start all generators from it."""
+    if args.seed is None:
+        recorded = checkpoints.recorded_args(checkpoint).get("seed")
+        args.seed = distributed.from_main(secrets.randbelow(2**31) if recorded is None else recorded)
+        if not args.test_only:
+            rank.say(f"seed {args.seed}")
+    torch.manual_seed(args.seed)
+    random.seed(args.seed)
+    torch.backends.cudnn.benchmark = not args.use_deterministic_algorithms
+    if args.use_deterministic_algorithms:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True)
+
+
+def save(output: Path, learner: Learner, args: argparse.Namespace, epoch: int, best: dict, rngs: list) -> None:
+    """Write ``checkpoint.pth``; the same file becomes ``best.pth`` and ``model_<epoch>.pth`` where it is that."""
+    last = output / "checkpoint.pth"
+    state = {**learner.state_dict(), "epoch": epoch, "arch": args.model, "args": vars(args), "best": best, "rng": rngs}
+    checkpoints.save_atomically(state, last)
+    if best["epoch"] == epoch:
+        atomic_copy(last, output / "best.pth")
+    if args.keep_checkpoints:
+        atomic_copy(last, output / f"model_{epoch}.pth")
+    checkpoints.prune_epoch_checkpoints(output, args.keep_checkpoints)
+
+
+def main(args: argparse.Namespace) -> None:
+    """Train, or with ``--test-only`` evaluate."""
+    machine = choose_machine(args)
+    rank, output = machine.rank, Path(args.output_dir)
+    output.mkdir(parents=True, exist_ok=True)
+    resume = checkpoints.resolve_resume(args.resume, output)
+    checkpoint = checkpoints.load_file(resume) if resume else None
+    if resume and not args.test_only:
+        checkpoints.require_keys(checkpoint, ("optimizer", "lr_scheduler", "epoch"), resume)
+    fix_randomness(args, checkpoint, rank)
+
+    train_loader, val_loader, num_classes = build_loaders(args, machine)
+    sizes = {args.val_crop_size} if args.test_only else {args.train_crop_size, args.val_crop_size}
+    start = args.init_weights or args.weights
+    if resume:
+        state = checkpoints.weights_in(checkpoint, args.model, source=str(resume))
+    else:
+        state = read_state(start, args.model) if start else None
+    model = build_filled(args.model, num_classes, state, str(resume or start), new_head=not (resume or args.test_only))
+    check_input_sizes("student" if args.teacher else "model", args.model, model, sizes)
+    model.to(machine.device, memory_format=machine.memory_format)
+    if args.test_only:
+        result = evaluate(model, val_loader, machine, args.label_smoothing)
+        rank.say(f"Test: loss {result['loss']:.4f}  Acc@1 {result['acc1']:.3f}  Acc@5 {result['acc5']:.3f}")
+        return
+
+    teacher = None
+    if args.teacher:
+        state = read_state(args.teacher_weights, args.teacher)
+        network = build_filled(args.teacher, num_classes, state, args.teacher_weights, new_head=False)
+        check_input_sizes("teacher", args.teacher, network, sizes)
+        teacher = Teacher(network, machine.device, machine.memory_format, machine.autocast, compile=args.compile)
+    learner = build_learner(model, args, rank, machine.device, machine.amp_dtype)
+    # Processes draw differently (dropout, stochastic depth); a resumed one goes on where it stopped.
+    torch.manual_seed(combine_seeds(args.seed, rank.rank))
+    start_epoch, best = args.start_epoch, {"acc1": -1.0, "acc5": -1.0, "epoch": -1}
+    if checkpoint:
+        learner.load_state_dict(checkpoint, str(resume))
+        start_epoch, best = checkpoint["epoch"] + 1, checkpoint.get("best", best)
+        rngs = checkpoint.get("rng", [])
+        if len(rngs) == rank.world_size:
+            checkpoints.restore_rng(rngs[rank.rank])
+        else:
+            rank.say(f"note: {resume} has random states of {len(rngs)} processes, not {rank.world_size}; drawing anew")
+    if start_epoch >= args.epochs:
+        rank.say(f"nothing to do: {resume} has all {args.epochs} epochs")
+        return
+
+    metrics = MetricsFile(output / "metrics.jsonl", start_epoch) if rank.is_main else None
+    for epoch in range(start_epoch, args.epochs):
+        began = time.perf_counter()
+        trained = train_one_epoch(learner, teacher, train_loader, machine, args, epoch)
+        if not math.isfinite(trained["loss"]):
+            raise UserError(f"the loss is {trained['loss']} in epoch {epoch}; lower --lr or set --clip-grad-norm")
+        val = evaluate(learner.network, val_loader, machine, args.label_smoothing)
+        record = {
+            "epoch": epoch,
+            "lr": learner.optimizer.param_groups[0]["lr"],
+            "train_loss": trained["loss"],
+            "kd_loss": trained["kd"],
+            "ce_loss": trained["ce"],
+            "train_acc1": trained["acc1"],
+            "val_loss": val["loss"],
+            "val_acc1": val["acc1"],
+            "val_acc5": val["acc5"],
+            "images_per_second": trained["images_per_second"],
+        }
+        if learner.ema is not None:
+            val = evaluate(learner.ema, val_loader, machine, args.label_smoothing)
+            record |= {"ema_val_loss": val["loss"], "ema_val_acc1": val["acc1"], "ema_val_acc5": val["acc5"]}
+        if val["acc1"] > best["acc1"]:
+            best = {"acc1": val["acc1"], "acc5": val["acc5"], "epoch": epoch}
+        rngs = distributed.gather_objects(checkpoints.capture_rng())
+        if rank.is_main:
+            record["seconds"] = time.perf_counter() - began
+            # The record comes first: should the checkpoint not follow, a resumed run repeats the epoch and its record.
+            metrics.append(record)
+            save(output, learner, args, epoch, best, rngs)
+        rank.say(
+            f"Epoch {epoch + 1}/{args.epochs} done in {time.perf_counter() - began:.1f} s: "
+            f"Acc@1 {val['acc1']:.3f}  Acc@5 {val['acc5']:.3f}  (best {best['acc1']:.3f} in epoch {best['epoch'] + 1})"
+        )
+
+
+if __name__ == "__main__":
+    run_command("train.py", lambda: main(parse_args()))
