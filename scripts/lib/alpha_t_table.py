@@ -1,0 +1,123 @@
+"""The paper's table shape: one row per temperature, one column per teacher's label smoothing alpha.
+
+    python scripts/lib/alpha_t_table.py records.jsonl --paper imagenet
+
+reads one JSON record per line (role "teacher" or "student", model, alpha, temperature, acc1, acc5) and prints one
+Markdown table per student network. Missing runs stay empty; ``--paper`` puts the published numbers beside ours.
+"""
+
+import argparse
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+Cell = tuple[float, ...]
+Table = Mapping[tuple[str, float], Cell]  # (row, alpha): the measured numbers of that cell
+
+TEACHER = "teacher"
+
+# Chandrasegaran et al. 2022 (arXiv 2206.14532), ImageNet-1K, top-1 / top-5 in percent, ResNet-50 teacher.
+_TEACHER_ROW = {(TEACHER, 0.0): (76.132, 92.862), (TEACHER, 0.1): (76.200, 93.082)}
+PAPER: dict[str, dict[str, Table]] = {
+    "imagenet": {
+        "resnet18": {
+            **_TEACHER_ROW,
+            ("T = 1", 0.0): (71.488, 90.272),
+            ("T = 1", 0.1): (71.666, 90.364),
+            ("T = 2", 0.0): (71.360, 90.362),
+            ("T = 2", 0.1): (68.860, 89.352),
+            ("T = 3", 0.0): (69.674, 89.698),
+            ("T = 3", 0.1): (67.752, 88.932),
+            ("T = 64", 0.0): (66.194, 88.706),
+            ("T = 64", 0.1): (64.362, 87.698),
+        },
+        "resnet50": {
+            **_TEACHER_ROW,
+            ("T = 1", 0.0): (76.328, 92.996),
+            ("T = 1", 0.1): (76.896, 93.236),
+            ("T = 2", 0.0): (76.180, 93.072),
+            ("T = 2", 0.1): (76.110, 93.138),
+            ("T = 3", 0.0): (75.488, 92.670),
+            ("T = 3", 0.1): (75.790, 93.006),
+            ("T = 64", 0.0): (74.278, 92.410),
+            ("T = 64", 0.1): (74.566, 92.596),
+        },
+    },
+    "cub": {},  # the paper's numbers for CUB-200-2011 are not recorded here
+    "cifar10": {},
+}
+
+
+def temperature_row(temperature: float) -> str:
+    """Name of the row of ``temperature``: 1.0 is "T = 1"."""
+    return f"T = {temperature:g}"
+
+
+def cells_by_student(records: Iterable[dict]) -> dict[str, dict[tuple[str, float], Cell]]:
+    """{student network: {(row, alpha): (acc1, acc5)}} from run records; every student's table has the teacher's row.
+
+    Of several records for one cell (several seeds) the mean is taken.
+    """
+    records = list(records)
+    students = list(dict.fromkeys(record["model"] for record in records if record["role"] == "student"))
+    sums: dict[str, dict[tuple[str, float], list[Cell]]] = {student: {} for student in students}
+    for record in records:
+        teaches = record["role"] == TEACHER
+        row = TEACHER if teaches else temperature_row(record["temperature"])
+        for student in students if teaches else [record["model"]]:
+            cell = sums[student].setdefault((row, record["alpha"]), [])
+            cell.append((record["acc1"], record["acc5"]))
+    return {
+        student: {
+            place: tuple(sum(column) / len(runs) for column in zip(*runs, strict=True)) for place, runs in cells.items()
+        }
+        for student, cells in sums.items()
+    }
+
+
+def format_table(measured: Table, paper: Table | None = None, *, digits: int = 3) -> str:
+    """Markdown table of ``measured``, rows in the order teacher, rising T, others; ``paper``'s numbers in brackets.
+
+    Rows and alphas that only one of the two has are shown as well; an empty cell is a dash.
+    """
+    places = list(measured) + [place for place in paper or () if place not in measured]
+    rows = sorted({row for row, _ in places}, key=_row_order)
+    alphas = sorted({alpha for _, alpha in places})
+    lines = ["| | " + " | ".join(f"alpha = {alpha:g}" for alpha in alphas) + " |"]
+    lines.append("|---" * (len(alphas) + 1) + "|")
+    for row in rows:
+        cells = [_cell((row, alpha), measured, paper, digits) for alpha in alphas]
+        lines.append(f"| {row} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def _row_order(row: str) -> tuple[int, float, str]:
+    if row == TEACHER:
+        return 0, 0.0, row
+    return (1, float(row.removeprefix("T = ")), row) if row.startswith("T = ") else (2, 0.0, row)
+
+
+def _cell(place: tuple[str, float], measured: Table, paper: Table | None, digits: int) -> str:
+    def numbers(table: Table) -> str:
+        return " / ".join(f"{number:.{digits}f}" for number in table[place]) if place in table else "-"
+
+    return numbers(measured) + (f" (paper: {numbers(paper)})" if paper else "")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("records", type=Path, help="file with one JSON record per line")
+    parser.add_argument("--paper", choices=sorted(PAPER), help="show the paper's numbers for this data set")
+    args = parser.parse_args()
+    records = [json.loads(line) for line in args.records.read_text().splitlines() if line]
+    teacher = next((record["model"] for record in records if record["role"] == TEACHER), "teacher")
+    tables = cells_by_student(records)
+    if not tables:
+        print("no student has been evaluated")
+    for student, cells in tables.items():
+        print(f"\n{teacher} to {student}, top-1 / top-5 (%)\n")
+        print(format_table(cells, PAPER.get(args.paper, {}).get(student)))
+
+
+if __name__ == "__main__":
+    main()

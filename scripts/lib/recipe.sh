@@ -1,0 +1,151 @@
+# Sourced by the recipes: settings from the environment, and how a run is launched, skipped or resumed.
+# Callers name the hyper-parameters; nothing here does.
+
+# Usage: recipe_settings DATA OUTPUT GPUS ALPHAS TEMPERATURES [ARGUMENT...]; the first five are this recipe's defaults.
+# Shows the caller's header and all settings, and stops, where the first ARGUMENT asks for help.
+recipe_settings() {
+    : "${DATA:=$1}" # folder of the data set
+    : "${OUTPUT:=$2}" # runs go to folders in here
+    : "${GPUS:=$3}" # processes on this machine, one for each GPU
+    : "${ALPHAS:=$4}" # label smoothing of the teachers
+    : "${TEMPERATURES:=$5}" # temperatures of the distillation
+    : "${NODES:=1}" # machines; run the same command on each, OUTPUT on a disk they share
+    : "${NODE_RANK:=0}" # number of this machine, from 0
+    : "${MASTER:=127.0.0.1:29500}" # host:port of machine 0, the same on all machines
+    : "${BATCH:=}" # images per process; empty: the paper's global batch, shared out
+    : "${WORKERS:=16}" # loader processes or threads per process
+    : "${SEED:=0}" # of everything random
+    : "${DEVICE:=cuda}" # cuda or cpu
+    : "${AMP_DTYPE:=fp16}" # of the runs in mixed precision: fp16 as in the paper, or bf16
+    : "${CHECKPOINT:=best.pth}" # what counts of a finished run: best.pth or checkpoint.pth (the last)
+    : "${DRY_RUN:=}" # 1: print the commands, run nothing
+    case "${6:-}" in -h | --help) recipe_help && exit ;; esac
+    read -ra alphas <<< "$ALPHAS"
+    read -ra temperatures <<< "$TEMPERATURES"
+    PYTHON=$([ -x .venv/bin/python ] && echo .venv/bin/python || echo python3)
+}
+
+recipe_help() {
+    local name about
+    awk 'NR > 1 && !/^#/ { exit } NR > 1 { sub(/^# ?/, ""); print }' "$0"
+    printf '\nSettings from the environment, of every recipe, with the values they have now:\n'
+    sed -n 's/^    : "${\([A-Z_]*\):=.*}" # /\1 /p' "${BASH_SOURCE[0]}" | while read -r name about; do
+        printf '  %-28s %s\n' "$name=${!name}" "$about"
+    done
+    printf "\nArguments go to vision_reference/train.py after the recipe's own, and so can change any of them.\n"
+}
+
+# Usage: share_batch GLOBAL_BATCH; sets BATCH, the images per process, unless the user has set it.
+# The paper does not scale its learning rate with the batch, so the global batch is part of the recipe.
+share_batch() {
+    local global=$1 processes=$((GPUS * NODES))
+    if [ -n "$BATCH" ]; then
+        ((BATCH * processes == global)) ||
+            echo "recipe: note: the global batch is $((BATCH * processes)), the paper's is $global" >&2
+    elif ((global % processes)); then
+        echo "recipe: $processes processes cannot share the global batch of $global equally; set BATCH" >&2
+        exit 2
+    else
+        BATCH=$((global / processes))
+    fi
+}
+
+# Usage: fill PATTERN NAME=VALUE...; PATTERN with each {NAME} replaced.
+fill() {
+    local text=$1 pair
+    shift
+    for pair in "$@"; do
+        text=${text//"{${pair%%=*}}"/${pair#*=}}
+    done
+    echo "$text"
+}
+
+# Usage: torchvision_weights MODEL; the name of torchvision's first ImageNet weights for it.
+torchvision_weights() {
+    case "$1" in
+        resnet18) echo ResNet18_Weights.IMAGENET1K_V1 ;;
+        resnet50) echo ResNet50_Weights.IMAGENET1K_V1 ;;
+        convnext_tiny) echo ConvNeXt_Tiny_Weights.IMAGENET1K_V1 ;;
+        mobilenet_v2) echo MobileNet_V2_Weights.IMAGENET1K_V1 ;;
+        efficientnet_b0) echo EfficientNet_B0_Weights.IMAGENET1K_V1 ;;
+        *)
+            echo "recipe: set INIT_WEIGHTS to what $1 starts from: a file or the name of torchvision's weights" >&2
+            exit 2
+            ;;
+    esac
+}
+
+# Usage: needs FILE ADVICE; stops in one line where a run's starting point is not there (but not a dry run).
+needs() {
+    if [ -z "$DRY_RUN" ] && [ ! -e "$1" ] && [[ $1 != *_Weights.* ]]; then
+        echo "recipe: no $1; $2" >&2
+        exit 1
+    fi
+}
+
+# Usage: train FOLDER EPOCHS ARGUMENT...; one run into OUTPUT/FOLDER, skipped if finished, resumed if begun.
+train() {
+    local folder=$OUTPUT/$1 epochs=$2
+    shift 2
+    # The epoch's own copy of the checkpoint is the last thing that an epoch writes.
+    if [ -z "$DRY_RUN" ] && [ -e "$folder/model_$((epochs - 1)).pth" ]; then
+        echo "recipe: $folder is finished"
+        return
+    fi
+    launch "$(basename "$folder")" --output-dir "$folder" --resume auto --keep-checkpoints 1 \
+        --seed "$SEED" --batch-size "$BATCH" --epochs "$epochs" "$@"
+}
+
+# Usage: launch NAME ARGUMENT...; train.py on all processes of all machines.
+launch() {
+    local where=(--standalone) name=$1
+    shift
+    if ((NODES > 1)); then
+        where=(--nnodes "$NODES" --node_rank "$NODE_RANK"
+            --rdzv_backend c10d --rdzv_endpoint "$MASTER" --rdzv_id "$name")
+    fi
+    local command=("$PYTHON" -m torch.distributed.run "${where[@]}" --nproc_per_node "$GPUS"
+        vision_reference/train.py --data-path "$DATA" --device "$DEVICE" --workers "$WORKERS" "$@")
+    if [ -n "$DRY_RUN" ]; then
+        echo "${command[*]@Q}" | sed -E "s/'([A-Za-z0-9_.,:=/@%+-]+)'/\1/g"
+    else
+        "${command[@]}"
+    fi
+}
+
+# Usage: evaluate_all TEACHER PAPER ARGUMENT...; evaluates TEACHER_WEIGHTS and STUDENT_WEIGHTS for all alphas,
+# temperatures and STUDENTS, then prints the alpha x T tables; PAPER names the published numbers to set beside.
+evaluate_all() {
+    local teacher=$1 paper=$2 student alpha temperature students
+    shift 2
+    read -ra students <<< "$STUDENTS"
+    records=$(mktemp) # global: the trap outlives this function
+    trap 'rm -f "$records"' EXIT
+    for alpha in "${alphas[@]}"; do
+        evaluate_one teacher "$teacher" "$alpha" 1 "$(fill "$TEACHER_WEIGHTS" "alpha=$alpha")" "$@"
+        for student in "${students[@]}"; do
+            for temperature in "${temperatures[@]}"; do
+                evaluate_one student "$student" "$alpha" "$temperature" \
+                    "$(fill "$STUDENT_WEIGHTS" "student=$student" "alpha=$alpha" "temperature=$temperature")" "$@"
+            done
+        done
+    done
+    [ -n "$DRY_RUN" ] || "$PYTHON" scripts/lib/alpha_t_table.py --paper "$paper" "$records"
+}
+
+evaluate_one() {
+    local role=$1 model=$2 alpha=$3 temperature=$4 file=$5 result
+    shift 5
+    set -- --model "$model" --batch-size "$BATCH" --test-only --resume "$file" "$@"
+    if [ -n "$DRY_RUN" ]; then
+        launch evaluate "$@"
+    elif [ ! -e "$file" ]; then
+        echo "recipe: no $file; left out" >&2
+    else
+        echo "recipe: evaluating $file" >&2
+        result=$(launch evaluate "$@" | tee /dev/stderr |
+            sed -nE 's/^Test: .*Acc@1 ([0-9.]+) +Acc@5 ([0-9.]+).*/"acc1": \1, "acc5": \2/p')
+        printf '{"role": "%s", "model": "%s", "alpha": %s, "temperature": %s, %s}\n' \
+            "$role" "$model" "$alpha" "$temperature" "$result" >> "$records"
+    fi
+}

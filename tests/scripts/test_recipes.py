@@ -1,0 +1,315 @@
+"""The recipes pass the paper's hyper-parameters, share its global batch, and repeat nothing that is finished."""
+
+import os
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT / "scripts" / "lib"))
+
+from alpha_t_table import PAPER, cells_by_student, format_table  # noqa: E402
+
+# The paper's values, written down once more from its table; flags without a value are True.
+SGD = {"--opt": "sgd", "--momentum": "0.9", "--lr-scheduler": "steplr", "--lr-gamma": "0.1"}
+IMAGENET_TEACHER = {
+    **SGD,
+    "--model": "resnet50",
+    "--preset": "imagenet",
+    "--loader": "torchvision",
+    "--epochs": "90",
+    "--lr": "0.1",
+    "--weight-decay": "1e-4",
+    "--lr-step-size": "30",
+}
+IMAGENET_STUDENT = {
+    **SGD,
+    "--preset": "imagenet",
+    "--loader": "dali",
+    "--dali-device": "cpu",
+    "--epochs": "200",
+    "--lr": "0.1",
+    "--weight-decay": "1e-4",
+    "--lr-step-size": "80",
+    "--lr-warmup-epochs": "5",
+    "--lr-warmup-per-step": True,
+    "--teacher": "resnet50",
+    "--kd-weight": "1.0",
+    "--amp": True,
+    "--amp-dtype": "fp16",
+}
+CUB_TEACHER = {
+    **SGD,
+    "--dataset": "cub200",
+    "--model": "resnet50",
+    "--preset": "cub",
+    "--loader": "torchvision",
+    "--epochs": "90",
+    "--lr": "0.01",
+    "--weight-decay": "1e-4",
+    "--lr-step-size": "30",
+    "--amp": True,
+    "--amp-dtype": "fp16",
+}
+CUB_STUDENT = {
+    **SGD,
+    "--dataset": "cub200",
+    "--preset": "cub",
+    "--loader": "torchvision",
+    "--epochs": "200",
+    "--lr": "0.01",
+    "--weight-decay": "1e-3",
+    "--lr-step-size": "80",
+    "--teacher": "resnet50",
+    "--kd-weight": "1.0",
+    "--amp": True,
+    "--amp-dtype": "fp16",
+}
+ALPHAS, TEMPERATURES = ["0.0", "0.1"], ["1", "2", "3", "64"]
+FIRST_WEIGHTS = {
+    "resnet18": "ResNet18_Weights.IMAGENET1K_V1",
+    "resnet50": "ResNet50_Weights.IMAGENET1K_V1",
+    "convnext_tiny": "ConvNeXt_Tiny_Weights.IMAGENET1K_V1",
+    "mobilenet_v2": "MobileNet_V2_Weights.IMAGENET1K_V1",
+}
+PLACE = {"--data-path", "--device", "--workers", "--output-dir", "--resume", "--keep-checkpoints", "--seed"}
+
+
+def recipe(script, *arguments, **settings):
+    inherited = {name: os.environ[name] for name in ("PATH", "HOME")}
+    return subprocess.run(
+        ["bash", str(ROOT / "scripts" / script), *arguments],
+        env={**inherited, **settings},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+def commands(script, *arguments, **settings):
+    """The dry run's commands: for each the launcher's flags and train.py's flags as dicts."""
+    done = recipe(script, *arguments, DRY_RUN="1", **settings)
+    assert done.returncode == 0, done.stderr
+    parsed = []
+    for line in done.stdout.splitlines():
+        words = shlex.split(line)
+        assert words[1:3] == ["-m", "torch.distributed.run"]
+        split = words.index("vision_reference/train.py")
+        parsed.append((flags(words[3:split]), flags(words[split + 1 :])))
+    return parsed
+
+
+def flags(words):
+    found, name = {}, None
+    for word in words:
+        if word.startswith("--"):
+            name = word
+            found[name] = True
+        else:
+            assert found[name] is True, f"two values for {name}"
+            found[name] = word
+    return found
+
+
+def without(found, *names):
+    return {name: value for name, value in found.items() if name not in PLACE | set(names)}
+
+
+def test_imagenet_teachers_are_trained_as_the_paper_does():
+    runs = [arguments for _, arguments in commands("imagenet/train_teacher.sh")]
+    assert [run["--label-smoothing"] for run in runs] == ALPHAS
+    for run in runs:
+        assert without(run, "--label-smoothing", "--batch-size") == IMAGENET_TEACHER
+
+
+@pytest.mark.parametrize(
+    ("script", "students"),
+    [
+        ("imagenet/train_student.sh", ["resnet18", "resnet50"]),
+        ("compact/imagenet_efficientnet_b0.sh", ["efficientnet_b0"]),
+    ],
+)
+def test_imagenet_students_are_distilled_as_the_paper_does(script, students):
+    runs = [arguments for _, arguments in commands(script)]
+    varied = [(run["--model"], run["--teacher-weights"], run["--kd-temperature"]) for run in runs]
+    assert varied == [
+        (student, f"results/imagenet/teacher_resnet50_alpha{alpha}/best.pth", temperature)
+        for student in students
+        for alpha in ALPHAS
+        for temperature in TEMPERATURES
+    ]
+    for run in runs:
+        rest = without(run, "--model", "--teacher-weights", "--kd-temperature", "--batch-size")
+        assert rest == IMAGENET_STUDENT
+    assert len({run["--output-dir"] for run in runs}) == len(runs)
+
+
+def test_cub_teachers_start_from_the_imagenet_teacher_of_the_same_alpha():
+    runs = [arguments for _, arguments in commands("cub/train_teacher.sh")]
+    assert [(run["--label-smoothing"], run["--init-weights"]) for run in runs] == [
+        (alpha, f"results/imagenet/teacher_resnet50_alpha{alpha}/best.pth") for alpha in ALPHAS
+    ]
+    for run in runs:
+        assert without(run, "--label-smoothing", "--init-weights", "--batch-size") == CUB_TEACHER
+
+
+@pytest.mark.parametrize(
+    ("script", "students"),
+    [
+        ("cub/train_student.sh", ["resnet18", "resnet50", "convnext_tiny"]),
+        ("compact/cub_mobilenet_v2.sh", ["mobilenet_v2"]),
+    ],
+)
+def test_cub_students_start_from_torchvisions_weights_and_are_distilled_as_the_paper_does(script, students):
+    runs = [arguments for _, arguments in commands(script)]
+    varied = [
+        (run["--model"], run["--init-weights"], run["--teacher-weights"], run["--kd-temperature"]) for run in runs
+    ]
+    assert varied == [
+        (student, FIRST_WEIGHTS[student], f"results/cub/teacher_resnet50_alpha{alpha}/best.pth", temperature)
+        for student in students
+        for alpha in ALPHAS
+        for temperature in TEMPERATURES
+    ]
+    for run in runs:
+        rest = without(run, "--model", "--init-weights", "--teacher-weights", "--kd-temperature", "--batch-size")
+        assert rest == CUB_STUDENT
+
+
+@pytest.mark.parametrize(
+    ("script", "global_batch"),
+    [
+        ("imagenet/train_teacher.sh", 2048),
+        ("imagenet/train_student.sh", 2048),
+        ("cub/train_teacher.sh", 256),
+        ("cub/train_student.sh", 256),
+    ],
+)
+@pytest.mark.parametrize(("gpus", "nodes"), [(1, 1), (4, 1), (8, 1), (4, 2)])
+def test_global_batch_rate_and_warm_up_are_the_papers_on_any_number_of_gpus(script, global_batch, gpus, nodes):
+    expected_rate = "0.1" if "imagenet" in script else "0.01"
+    for launcher, run in commands(script, GPUS=str(gpus), NODES=str(nodes)):
+        assert int(launcher["--nproc_per_node"]) == gpus
+        assert int(run["--batch-size"]) * gpus * nodes == global_batch
+        assert run["--lr"] == expected_rate
+        assert "--scale-lr" not in run
+        assert run.get("--lr-warmup-epochs") == ("5" if script == "imagenet/train_student.sh" else None)
+
+
+def test_several_machines_meet_at_the_first_one():
+    (launcher, _), *_ = commands("imagenet/train_teacher.sh", NODES="2", NODE_RANK="1", GPUS="4", MASTER="first:29400")
+    assert launcher["--nnodes"] == "2"
+    assert launcher["--node_rank"] == "1"
+    assert (launcher["--rdzv_backend"], launcher["--rdzv_endpoint"]) == ("c10d", "first:29400")
+    assert commands("imagenet/train_teacher.sh")[0][0] == {"--standalone": True, "--nproc_per_node": "8"}
+
+
+def test_lists_paths_seed_and_further_arguments_can_be_set_from_outside():
+    runs = commands(
+        "cub/train_student.sh",
+        "--print-freq",
+        "5",
+        DATA="/my birds",
+        OUTPUT="out",
+        STUDENTS="shufflenet_v2_x0_5",
+        INIT_WEIGHTS="none.pth",
+        TEACHER_WEIGHTS="authors/r50_{alpha}.pth.tar",
+        ALPHAS="0.1",
+        TEMPERATURES="1.5 4",
+        SEED="7",
+        WORKERS="3",
+        DEVICE="cpu",
+    )
+    assert [run["--kd-temperature"] for _, run in runs] == ["1.5", "4"]
+    assert runs[0][1]["--output-dir"] == "out/student_shufflenet_v2_x0_5_alpha0.1_T1.5"
+    for _, run in runs:
+        assert run["--data-path"] == "/my birds"
+        assert run["--teacher-weights"] == "authors/r50_0.1.pth.tar"
+        assert (run["--seed"], run["--workers"], run["--device"], run["--print-freq"]) == ("7", "3", "cpu", "5")
+
+
+def test_a_batch_that_differs_from_the_papers_is_said_and_one_that_cannot_be_shared_is_refused():
+    done = recipe("imagenet/train_teacher.sh", DRY_RUN="1", GPUS="2", BATCH="64")
+    assert "the global batch is 128, the paper's is 2048" in done.stderr
+    done = recipe("imagenet/train_teacher.sh", DRY_RUN="1", GPUS="3")
+    assert done.returncode == 2
+    assert "3 processes cannot share the global batch of 2048" in done.stderr
+
+
+def test_finished_runs_are_skipped_and_begun_ones_would_be_resumed(tmp_path):
+    for alpha in ALPHAS:
+        folder = tmp_path / f"teacher_resnet50_alpha{alpha}"
+        folder.mkdir()
+        (folder / "model_89.pth").touch()
+    done = recipe("imagenet/train_teacher.sh", OUTPUT=str(tmp_path))
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("is finished") == 2
+    assert all(run["--resume"] == "auto" for _, run in commands("imagenet/train_teacher.sh"))
+
+
+def test_a_student_without_its_teacher_stops_with_the_way_to_get_it(tmp_path):
+    done = recipe("imagenet/train_student.sh", OUTPUT=str(tmp_path))
+    assert done.returncode == 1
+    assert "teacher_resnet50_alpha0.0/best.pth; train it with scripts/imagenet/train_teacher.sh" in done.stderr
+    done = recipe("cub/train_student.sh", OUTPUT=str(tmp_path), STUDENTS="resnet34", DRY_RUN="1")
+    assert done.returncode == 2
+    assert "set INIT_WEIGHTS to what resnet34 starts from" in done.stderr
+
+
+RECIPES = sorted(
+    f"{folder}/{path.name}"
+    for folder in ("imagenet", "cub", "compact")
+    for path in (ROOT / "scripts" / folder).glob("*.sh")
+)
+
+
+@pytest.mark.parametrize("script", RECIPES)
+def test_every_recipe_tells_what_it_does_and_what_can_be_set(script):
+    done = recipe(script, "--help")
+    assert done.returncode == 0, done.stderr
+    assert "TEMPERATURES=1 2 3 64" in done.stdout or "teacher" in script
+    assert done.stdout.startswith(("ImageNet-1K", "CUB-200-2011", "The compact", "Exact accuracy"))
+
+
+def test_evaluation_covers_every_teacher_and_student_and_leaves_out_what_is_not_there(tmp_path):
+    runs = [run for _, run in commands("imagenet/evaluate.sh", STUDENTS="resnet18")]
+    assert len(runs) == 2 * (1 + 4)
+    assert all(run["--test-only"] and run["--preset"] == "imagenet" for run in runs)
+    assert runs[4]["--resume"] == "results/imagenet/student_resnet18_alpha0.0_T64/best.pth"
+    done = recipe("imagenet/evaluate.sh", OUTPUT=str(tmp_path))
+    assert done.returncode == 0, done.stderr
+    assert "left out" in done.stderr
+    assert "no student has been evaluated" in done.stdout
+
+
+def test_the_table_shows_measured_numbers_with_the_papers_beside_them():
+    records = [
+        {"role": "teacher", "model": "resnet50", "alpha": 0.1, "temperature": 1, "acc1": 75.0, "acc5": 92.0},
+        {"role": "student", "model": "resnet18", "alpha": 0.1, "temperature": 1, "acc1": 70.0, "acc5": 90.0},
+        {"role": "student", "model": "resnet18", "alpha": 0.1, "temperature": 1, "acc1": 71.0, "acc5": 91.0},
+        {"role": "student", "model": "resnet18", "alpha": 0.0, "temperature": 64.0, "acc1": 60.0, "acc5": 80.0},
+    ]
+    cells = cells_by_student(records)["resnet18"]
+    assert cells["T = 1", 0.1] == (70.5, 90.5)  # two seeds: their mean
+    assert format_table(cells, digits=1).splitlines() == [
+        "| | alpha = 0 | alpha = 0.1 |",
+        "|---|---|---|",
+        "| teacher | - | 75.0 / 92.0 |",
+        "| T = 1 | - | 70.5 / 90.5 |",
+        "| T = 64 | 60.0 / 80.0 | - |",
+    ]
+    beside = format_table(cells, PAPER["imagenet"]["resnet18"])
+    assert "| T = 64 | 60.000 / 80.000 (paper: 66.194 / 88.706) | - (paper: 64.362 / 87.698) |" in beside
+    assert "| T = 2 | - (paper: 71.360 / 90.362) | - (paper: 68.860 / 89.352) |" in beside
+
+
+def test_the_papers_claim_can_be_read_off_its_recorded_numbers():
+    for student, table in PAPER["imagenet"].items():
+        assert len(table) == 10
+        assert all(50 < top1 < top5 < 100 for top1, top5 in table.values()), student
+        assert table["T = 1", 0.1] > table["T = 1", 0.0]  # label smoothing helps at T = 1
+        assert table["T = 1", 0.1] > table["T = 2", 0.1] > table["T = 3", 0.1] > table["T = 64", 0.1]
