@@ -42,6 +42,7 @@ from torch import Tensor, nn
 
 from vision_reference.errors import UserError
 from vision_reference.files import atomic_file
+from vision_reference.heads import last_layer
 
 _ACCEPTED = (
     "a checkpoint of this project, of torchvision's recipe or of the paper's authors, a bare state dict, or safetensors"
@@ -94,7 +95,7 @@ def read_checkpoint(path: str | Path) -> dict:
             f"'{path}' has no {', '.join(missing)}, so training cannot go on from it; evaluate it with --test-only, or "
             "start a new run from its weights with --init-weights"
         )
-    return {**checkpoint, "args": _recorded_args(checkpoint)}
+    return {**checkpoint, "args": recorded_args(checkpoint)}
 
 
 def read_weights(path: str | Path, arch: str | None, *, ema: bool = False) -> dict[str, Tensor]:
@@ -125,7 +126,7 @@ def weights_in(checkpoint: object, arch: str | None, *, source: str, ema: bool =
     if arch is not None and found is not None and found != arch:
         raise UserError(f"'{source}' holds weights of {found}, not of {arch}; name the network {found} or give others")
     for name, value in weights.items():
-        if not isinstance(value, Tensor):
+        if not (isinstance(name, str) and isinstance(value, Tensor)):
             raise UserError(f"'{source}': entry '{name}' of the weights is no tensor but {type(value).__name__}")
     return _strip_prefixes({name: value for name, value in weights.items() if name != "n_averaged"})
 
@@ -163,7 +164,7 @@ def load_weights(model: nn.Module, state_dict: Mapping[str, Tensor], source: str
     unexpected = [key for key in state_dict if key not in own]
     misshapen = [key for key in own if key in state_dict and own[key].shape != state_dict[key].shape]
     problems = []
-    if head := _differing_class_counts(model, state_dict, misshapen):
+    if misshapen and (head := _differing_class_counts(model, state_dict, misshapen)):
         problems.append(f"the file has {head[0]} classes, the model {head[1]}")
         misshapen = [key for key in misshapen if not key.startswith(head[2])]
     if missing:
@@ -255,12 +256,6 @@ def restore_rng(state: Mapping) -> None:
         numpy.random.set_state(("MT19937", words, saved["position"], saved["has_gauss"], saved["gauss"]))
 
 
-def _recorded_args(checkpoint: Mapping) -> dict:
-    """The command line that wrote a checkpoint: ours is a dict, torchvision's recipe keeps a Namespace."""
-    args = checkpoint.get("args")
-    return vars(args) if isinstance(args, argparse.Namespace) else args if isinstance(args, dict) else {}
-
-
 def _find_state_dict(checkpoint: object, source: str, ema: bool) -> Mapping:
     if not isinstance(checkpoint, Mapping):
         raise UserError(f"'{source}' holds {type(checkpoint).__name__}, not weights; give {_ACCEPTED}")
@@ -287,18 +282,12 @@ def _strip_prefixes(weights: dict[str, Tensor]) -> dict[str, Tensor]:
 def _differing_class_counts(
     model: nn.Module, state_dict: Mapping[str, Tensor], misshapen: list[str]
 ) -> tuple[int, int, str] | None:
-    """Classes in the file, classes of the model, and the classifier's prefix, if that is where the two differ.
-
-    The classifier is the network's last linear layer, or convolution (SqueezeNet).
-    """
-    layers = [(name, module) for name, module in model.named_modules() if isinstance(module, nn.Linear | nn.Conv2d)]
-    if not layers:
+    """Classes in the file, classes of the model, and the classifier's prefix, if that is where the two differ."""
+    name, layer = last_layer(model)
+    saved = state_dict.get(f"{name}.weight")
+    if f"{name}.weight" not in misshapen or saved.shape[1:] != layer.weight.shape[1:]:
         return None
-    name, layer = layers[-1]
-    key = f"{name}.weight"
-    if key not in misshapen or state_dict[key].shape[1:] != layer.weight.shape[1:]:
-        return None
-    return len(state_dict[key]), len(layer.weight), f"{name}."
+    return len(saved), len(layer.weight), f"{name}."
 
 
 def _some(names: list[str], shown: int = 3) -> str:

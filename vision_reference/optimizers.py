@@ -25,8 +25,9 @@ def parameter_groups(
 
     A parameter belongs to the first of these that is given a decay of its own: biases (parameters named ``bias``,
     those of normalization layers too), embeddings (named ``class_token``, ``position_embedding`` or
-    ``relative_position_bias_table``), normalization layers; else to the rest. Frozen parameters are left out, a
-    parameter shared by two modules counts where it is met first.
+    ``relative_position_bias_table``; ViT's ``pos_embedding`` is not among them, as in torchvision's recipe),
+    normalization layers; else to the rest. Frozen parameters are left out, a parameter shared by two modules counts
+    where it is met first.
 
     Args:
         model: the network.
