@@ -1,0 +1,118 @@
+"""The loss of a student: its teacher's soft labels blended with stock label-smoothed cross entropy."""
+
+import math
+from dataclasses import dataclass, field
+
+import torch
+from fairseq import metrics, utils
+from fairseq.criterions import register_criterion
+from fairseq.criterions.label_smoothed_cross_entropy import (
+    LabelSmoothedCrossEntropyCriterion,
+    LabelSmoothedCrossEntropyCriterionConfig,
+    label_smoothed_nll_loss,
+)
+
+from ..errors import UserError
+from ..word_level_kd import distil
+
+
+@dataclass
+class LabelSmoothedKDCrossEntropyCriterionConfig(LabelSmoothedCrossEntropyCriterionConfig):
+    kd_temperature: float = field(
+        default=1.0,
+        metadata={
+            "help": "temperature T > 0 that softens teacher and student alike: softmax(logits / T); the loss is scaled "
+            "by T^2 so that gradients keep their size. Keep 1 for a teacher trained with label smoothing: higher "
+            "temperatures then cost accuracy"
+        },
+    )
+    kd_weight: float = field(
+        default=0.9,
+        metadata={
+            "help": "lambda from 0 to 1: loss = lambda * T^2 * KL(teacher || student) + (1 - lambda) * label-smoothed "
+            "loss. Tokens that no teacher speaks about get the plain label-smoothed loss, whatever lambda is"
+        },
+    )
+
+
+@register_criterion("label_smoothed_kd_cross_entropy", dataclass=LabelSmoothedKDCrossEntropyCriterionConfig)
+class LabelSmoothedKDCrossEntropyCriterion(LabelSmoothedCrossEntropyCriterion):
+    """Stock `label_smoothed_cross_entropy`, blended with distillation where the task put `soft_labels` in the batch.
+
+    A batch without that entry (no teacher, or validation) runs stock fairseq's own code: equal to the last bit.
+
+    Raises:
+        UserError: temperature not positive, or weight outside 0 to 1.
+    """
+
+    def __init__(
+        self,
+        task,
+        sentence_avg,
+        label_smoothing,
+        ignore_prefix_size=0,
+        report_accuracy=False,
+        kd_temperature=1.0,
+        kd_weight=0.9,
+    ):
+        super().__init__(task, sentence_avg, label_smoothing, ignore_prefix_size, report_accuracy)
+        if not (0 < kd_temperature < math.inf):
+            raise UserError(f"--kd-temperature {kd_temperature}: give a number above 0 (1 leaves the teacher as it is)")
+        if not (0 <= kd_weight <= 1):
+            raise UserError(f"--kd-weight {kd_weight}: give a number from 0 (labels alone) to 1 (teacher alone)")
+        self.kd_temperature = kd_temperature
+        self.kd_weight = kd_weight
+
+    def forward(self, model, sample, reduce=True):
+        """Returns (loss, sample_size, logging output) as the stock criterion does.
+
+        `sample["soft_labels"]`, where present, is a list of `SoftLabels`, empty if no teacher speaks about this batch.
+        Without `reduce` the loss is (N, 1), one row per target position, as in the stock criterion.
+        """
+        soft_labels = sample.get("soft_labels")
+        if soft_labels is None:
+            return super().forward(model, sample, reduce)
+
+        net_output = model(**sample["net_input"])
+        lprobs, target = self.get_lprobs_and_target(model, net_output, sample)
+        label_loss, nll_loss = label_smoothed_nll_loss(lprobs, target, self.eps, self.padding_idx, reduce=False)
+        blended = distil(
+            lprobs,
+            label_loss.squeeze(1),
+            [labels.after_prefix(self.ignore_prefix_size) for labels in soft_labels],
+            sentences=len(sample["target"]),
+            kd_weight=self.kd_weight,
+            temperature=self.kd_temperature,
+        )
+        loss = blended.loss.sum() if reduce else blended.loss.unsqueeze(1)
+        nll_loss = nll_loss.sum() if reduce else nll_loss
+
+        nsentences = sample["target"].size(0)
+        sample_size = nsentences if self.sentence_avg else sample["ntokens"]
+        # these keys come with every training batch of a task that has teachers: workers sum them key by key
+        logged = {
+            "loss": loss.detach(),
+            "nll_loss": nll_loss.detach(),
+            "kd_loss": blended.kd_loss,
+            "kd_ntokens": blended.taught,
+            "kd_agreed": blended.agreed,
+            "ntokens": sample["ntokens"],
+            "nsentences": nsentences,
+            "sample_size": sample_size,
+        }
+        if self.report_accuracy:
+            with torch.no_grad():
+                n_correct, total = self.compute_accuracy(model, net_output, sample)
+            logged.update(n_correct=utils.item(n_correct), total=utils.item(total))
+        return loss, sample_size, logged
+
+    @classmethod
+    def reduce_metrics(cls, logging_outputs) -> None:
+        """Logs the stock metrics; where tokens were taught, also their mean T^2 KL (base 2) and top-1 agreement (%)."""
+        super().reduce_metrics(logging_outputs)
+        taught = utils.item(sum(log.get("kd_ntokens", 0) for log in logging_outputs))
+        if taught > 0:
+            kd_loss = utils.item(sum(log.get("kd_loss", 0) for log in logging_outputs))
+            agreed = utils.item(sum(log.get("kd_agreed", 0) for log in logging_outputs))
+            metrics.log_scalar("kd_loss", kd_loss / taught / math.log(2), taught, round=3)
+            metrics.log_scalar("kd_agreement", 100 * agreed / taught, taught, round=2)

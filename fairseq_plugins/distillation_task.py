@@ -1,0 +1,75 @@
+"""What both tasks share: when teachers are loaded, where they run, and how their word reaches the criterion."""
+
+from __future__ import annotations
+
+import torch
+from fairseq.optim.amp_optimizer import AMPOptimizer
+
+from .errors import UserError
+from .language_tokens import Batch, Layout
+from .teachers import Teacher
+from .word_level_kd import SoftLabels
+
+
+class DistillationTask:
+    """Mixin for a fairseq task, before the stock class in the list of bases.
+
+    Attributes:
+        teachers: for each language pair that has one; empty until training starts, and without `--teacher(s)`.
+    """
+
+    teachers: dict[str, Teacher]
+
+    def load_teachers(self) -> dict[str, Teacher]:
+        """One teacher per language pair, on the CPU."""
+        raise NotImplementedError
+
+    def soft_labels(self, sample) -> list[SoftLabels]:
+        """What the teachers say about a training batch."""
+        raise NotImplementedError
+
+    def build_model(self, cfg, from_checkpoint=False):
+        # a student loaded for translation or evaluation needs no teacher: their files may be gone by then
+        self._trains = not from_checkpoint
+        self.teachers = {}
+        return super().build_model(cfg, from_checkpoint)
+
+    def build_criterion(self, cfg):
+        criterion = super().build_criterion(cfg)
+        self.kd_weight = getattr(criterion, "kd_weight", None)
+        # not in `build_model`: fairseq would wrap the teachers' layers under --ddp-backend fully_sharded
+        if self._trains:
+            self.teachers = self.load_teachers()
+        if self.teachers and self.kd_weight is None:
+            raise UserError(
+                f"a teacher was given, but --criterion {type(criterion).__name__} does not listen to it: use "
+                "--criterion label_smoothed_kd_cross_entropy"
+            )
+        return criterion
+
+    def begin_epoch(self, epoch, model):
+        super().begin_epoch(epoch, model)
+        # by now the student is where it trains, in the precision it trains in
+        weight = next(model.parameters())
+        for teacher in self.teachers.values():
+            teacher.to(weight.device, weight.dtype)
+
+    def train_step(self, sample, model, criterion, optimizer, update_num, ignore_grad=False):
+        if self.teachers:
+            # a worker that has run out of data repeats a batch and ignores the outcome
+            labels = []
+            if not ignore_grad:
+                with torch.autocast("cuda", enabled=isinstance(optimizer, AMPOptimizer)):
+                    labels = self.soft_labels(sample)
+            sample = {**sample, "soft_labels": labels}
+        return super().train_step(sample, model, criterion, optimizer, update_num, ignore_grad)
+
+
+def batch_of(sample) -> Batch:
+    """Source, decoder input and target of a fairseq batch."""
+    return Batch(sample["net_input"]["src_tokens"], sample["net_input"]["prev_output_tokens"], sample["target"])
+
+
+def layout_of(dictionary, options) -> Layout:
+    """How a task with these options (`left_pad_source`, `left_pad_target`) pads its batches."""
+    return Layout(dictionary.pad(), dictionary.eos(), options.left_pad_source, options.left_pad_target)

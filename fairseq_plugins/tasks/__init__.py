@@ -1,0 +1,1 @@
+"""Tasks that bring a teacher along; fairseq imports every module in here by itself."""

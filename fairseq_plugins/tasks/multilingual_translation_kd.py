@@ -1,0 +1,202 @@
+"""One multilingual student on stock `translation_multi_simple_epoch`, taught by one expert per language pair."""
+
+import functools
+import logging
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Optional  # omegaconf 2.0 cannot read `str | None`
+
+import torch
+from fairseq import metrics, utils
+from fairseq.dataclass import ChoiceEnum
+from fairseq.dataclass.utils import gen_parser_from_dataclass
+from fairseq.tasks import register_task
+from fairseq.tasks.translation import TranslationConfig
+from fairseq.tasks.translation_multi_simple_epoch import TranslationMultiSimpleEpochTask
+
+from .. import pair_bleu
+from ..distillation_task import DistillationTask, batch_of, layout_of
+from ..errors import UserError
+from ..language_tokens import LanguageTokens, realign
+from ..resume import carrying
+from ..routes import RoutedDatasetManager
+from ..selective import STRATEGIES, Selection
+from ..stock_options import MultilingualTranslationOptions, as_namespace
+from ..teachers import Vocabulary, load_teacher, parse_teachers
+from ..validation import Translator
+
+logger = logging.getLogger(__name__)
+
+
+def _like_translation(option: str):
+    """The same field as in stock `translation`: its default, help and argparse details."""
+    stock = TranslationConfig.__dataclass_fields__[option]
+    return field(default=stock.default, metadata=stock.metadata)
+
+
+@dataclass
+class MultilingualTranslationKDConfig(MultilingualTranslationOptions):
+    teachers: Optional[str] = field(  # noqa: UP045
+        default=None,
+        metadata={
+            "help": "one teacher per language pair: en-de=PATH,en-ru=PATH:PATH2 with ordinary fairseq checkpoints of "
+            "any size that share the student's dictionaries; several joined by ':' are an ensemble. Pairs that are not "
+            "named learn from labels alone. Use with --criterion label_smoothed_kd_cross_entropy"
+        },
+    )
+    kd_strategy: ChoiceEnum(STRATEGIES) = field(
+        default="fixed",
+        metadata={
+            "help": "weight of the teacher per language pair, given validation BLEU of student and teacher on it: "
+            "fixed (always --kd-weight), threshold (--kd-weight while student < teacher + margin, else 0), adaptive "
+            "(--kd-weight while student < teacher - margin, halved for every BLEU point beyond)"
+        },
+    )
+    kd_threshold: Optional[float] = field(  # noqa: UP045
+        default=None,
+        metadata={"help": "the margin of --kd-strategy, in BLEU points (default: 1 for threshold, 2 for adaptive)"},
+    )
+    eval_bleu: bool = field(
+        default=False,
+        metadata={
+            "help": "translate the validation data with student and teachers and log BLEU per language pair; implied "
+            "by --kd-strategy threshold and adaptive"
+        },
+    )
+    eval_bleu_args: Optional[str] = _like_translation("eval_bleu_args")  # noqa: UP045
+    eval_bleu_detok: str = _like_translation("eval_bleu_detok")
+    eval_bleu_detok_args: Optional[str] = _like_translation("eval_bleu_detok_args")  # noqa: UP045
+    eval_bleu_remove_bpe: Optional[str] = _like_translation("eval_bleu_remove_bpe")  # noqa: UP045
+
+
+@register_task("multilingual_translation_kd", dataclass=MultilingualTranslationKDConfig)
+class MultilingualTranslationKDTask(DistillationTask, TranslationMultiSimpleEpochTask):
+    """`translation_multi_simple_epoch` plus `--teachers`; a batch may mix pairs, each sentence has its own expert.
+
+    Validation translates for BLEU per pair where asked for, and then decides the weight of each pair's teacher.
+    """
+
+    def __init__(self, args, langs, dicts, training, cfg):
+        super().__init__(args, langs, dicts, training)
+        self.data_manager = RoutedDatasetManager(args, self.lang_pairs, langs, dicts, self.sampling_method)
+        self.kd = cfg
+        self.selection = Selection(str(cfg.kd_strategy), cfg.kd_threshold)
+        self.scores_bleu = cfg.eval_bleu or self.selection.strategy != "fixed"
+        if self.selection.strategy != "fixed" and not cfg.teachers:
+            raise UserError(f"--kd-strategy {cfg.kd_strategy} weighs teachers: name them with --teachers en-de=PATH")
+
+    @classmethod
+    def add_args(cls, parser):
+        gen_parser_from_dataclass(parser, MultilingualTranslationKDConfig())
+
+    @classmethod
+    def setup_task(cls, cfg, **kwargs):
+        args = as_namespace(cfg)
+        langs, dicts, training = RoutedDatasetManager.prepare(cls.load_dictionary, args, **kwargs)
+        return cls(args, langs, dicts, training, cfg)
+
+    def load_teachers(self):
+        if not (self.kd.teachers and self.training):
+            return {}
+        teachers = {}
+        for pair, paths in parse_teachers(self.kd.teachers, self.lang_pairs).items():
+            source_lang, target_lang = pair.split("-")
+            vocabulary = Vocabulary(
+                source_lang,
+                target_lang,
+                self._dictionary_path(source_lang, self.args.source_dict),
+                self._dictionary_path(target_lang, self.args.target_dict),
+            )
+            teachers[pair] = load_teacher(paths, vocabulary, self.args.left_pad_source)
+            logger.info(f"teacher of {pair}: {paths}; --kd-strategy {self.selection.strategy}")
+        return teachers
+
+    def _dictionary_path(self, lang, named):
+        in_data = Path(utils.split_paths(self.args.data)[0]) / f"dict.{lang}.txt"
+        return self.args.fixed_dictionary or named or str(in_data)
+
+    def soft_labels(self, sample):
+        batch, layout = batch_of(sample), layout_of(self.target_dictionary, self.args)
+        labels = []
+        for route, rows in self.data_manager.sentences_by_route(sample["id"]).items():
+            strength = self.selection.strength(route.pair)
+            if route.pair in self.teachers and strength > 0:
+                sentences = torch.tensor(rows, device=batch.target.device)
+                labels.append(self.teachers[route.pair].soft_labels(batch, sentences, layout, route.tokens, strength))
+        return labels
+
+    def begin_valid_epoch(self, epoch, model):
+        super().begin_valid_epoch(epoch, model)
+        # the first of --valid-subset decides about the weights, as it does about checkpoints elsewhere in fairseq
+        self._decides = True
+        if self.scores_bleu:
+            self._translator = Translator(self.kd)
+            self._student = self._translator.generator([model], self.target_dictionary)
+
+    def valid_step(self, sample, model, criterion):
+        loss, sample_size, logged = super().valid_step(sample, model, criterion)
+        if self.scores_bleu:
+            logged.update(self._bleu_counts(sample))
+        return loss, sample_size, logged
+
+    def _unscored(self):
+        """Pairs whose teacher has not translated the validation data yet; it need not do so twice."""
+        return [pair for pair in self.teachers if pair not in self.selection.teacher_bleu]
+
+    def _bleu_counts(self, sample):
+        unscored = self._unscored()
+        names = [f"bleu_{pair}" for pair in self.lang_pairs] + [f"teacher_bleu_{pair}" for pair in unscored]
+        counts = {}
+        for name in names:
+            counts.update(pair_bleu.count(name, [], []))
+        whole, layout = batch_of(sample), layout_of(self.target_dictionary, self.args)
+        for route, rows in self.data_manager.sentences_by_route(sample["id"]).items():
+            batch = whole.pick(torch.tensor(rows, device=whole.target.device))
+            plain, _, _ = realign(batch, layout, route.tokens, LanguageTokens())
+            references = self._translator.references(plain, self.target_dictionary)
+            hypotheses = self._translator.translate(self._student, batch, layout, route.tokens)
+            counts.update(pair_bleu.count(f"bleu_{route.pair}", hypotheses, references))
+            if route.pair in unscored:
+                teacher = self.teachers[route.pair]
+                own, _, _ = realign(batch, layout, route.tokens, teacher.language_tokens)
+                generator = self._translator.generator(list(teacher.members), teacher.dictionary)
+                hypotheses = self._translator.translate(generator, own, layout, teacher.language_tokens)
+                counts.update(pair_bleu.count(f"teacher_bleu_{route.pair}", hypotheses, references))
+        return counts
+
+    def reduce_metrics(self, logging_outputs, criterion):
+        super().reduce_metrics(logging_outputs, criterion)
+        if criterion.training:
+            for pair in self.teachers if self.selection.strategy != "fixed" else ():
+                weight = self.kd_weight * self.selection.strength(pair)
+                metrics.log_scalar(f"kd_weight_{pair}", weight, weight=0, round=4)
+        elif self.scores_bleu:
+            names = [f"bleu_{pair}" for pair in self.lang_pairs]
+            for name in names + [f"teacher_bleu_{pair}" for pair in self._unscored()]:
+                for key in pair_bleu.keys(name):
+                    metrics.log_scalar(key, utils.item(sum(log.get(key, 0) for log in logging_outputs)))
+            for name in names:
+                metrics.log_derived(name, functools.partial(_score, name))
+            metrics.log_derived("bleu", functools.partial(_mean_score, names))
+
+    def post_validate(self, model, stats, agg):
+        """Called by fairseq-train after each validation subset, with the sums over all workers."""
+        if not (self.scores_bleu and self._decides):
+            return
+        self._decides = False
+        self.selection.teacher_bleu.update({pair: _score(f"teacher_bleu_{pair}", agg) for pair in self._unscored()})
+        self.selection.student_bleu.update({pair: stats[f"bleu_{pair}"] for pair in self.lang_pairs})
+        for pair in self.teachers:
+            stats[f"teacher_bleu_{pair}"] = self.selection.teacher_bleu[pair]
+            stats[f"kd_weight_{pair}"] = round(self.kd_weight * self.selection.strength(pair), 4)
+
+    def get_batch_iterator(self, *args, **kwargs):
+        return carrying(super().get_batch_iterator(*args, **kwargs), "selection", self.selection)
+
+
+def _score(name, meters):
+    return round(pair_bleu.score([meters[key].sum for key in pair_bleu.keys(name)]), 2)
+
+
+def _mean_score(names, meters):
+    return round(sum(_score(name, meters) for name in names) / len(names), 2)

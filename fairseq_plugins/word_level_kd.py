@@ -1,0 +1,126 @@
+"""Word-level knowledge distillation on tensors: no fairseq in here.
+
+Definitions: Tan et al. 2019 (arXiv 1902.10461), section 3.2; temperature as in Hinton et al. 2015. Computed in float32,
+whatever precision comes in; float64 stays float64.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class SoftLabels:
+    """What a teacher says about R of the target tokens in a batch of B sentences.
+
+    Attributes:
+        sentences: (R,) row of each token in the batch, ascending.
+        positions: (R,) column of each token in the student's target, ascending within a sentence.
+        logits: (R, V_teacher) the teacher's logits (or log-probabilities) for each token, without gradient.
+        strength: share of the distillation weight in force for these tokens, 0 to 1.
+    """
+
+    sentences: Tensor
+    positions: Tensor
+    logits: Tensor
+    strength: float = 1.0
+
+    def after_prefix(self, size: int) -> SoftLabels:
+        """The same for targets whose first `size` columns are left out of the loss."""
+        if size == 0:
+            return self
+        kept = (self.positions >= size).nonzero(as_tuple=True)[0]
+        return SoftLabels(self.sentences[kept], self.positions[kept] - size, self.logits[kept], self.strength)
+
+
+@dataclass(frozen=True)
+class Distillation:
+    """Loss per token, and sums to log.
+
+    Attributes:
+        loss: (N,) blended loss in nats; zero where the label loss was zero and no teacher spoke.
+        kd_loss: () sum over taught tokens of T^2 KL(teacher || student), in nats, no gradient.
+        taught: () number of taught tokens.
+        agreed: () number of taught tokens whose most probable entry is the same for teacher and student.
+    """
+
+    loss: Tensor
+    kd_loss: Tensor
+    taught: Tensor
+    agreed: Tensor
+
+
+def _at_least_float32(x: Tensor) -> Tensor:
+    return x if x.dtype == torch.float64 else x.float()
+
+
+def kl_divergence(student_lprobs: Tensor, teacher_logits: Tensor, temperature: float) -> Tensor:
+    """KL(p || q) for each row, p = softmax(teacher / T) and q = softmax(student / T).
+
+    The student may know entries at the end of its vocabulary that the teacher lacks (language tokens). The teacher
+    gives them probability zero; they stay in the student's normalization, so it learns not to predict them here. This
+    is the divergence of two distributions over the student's vocabulary, and the usual one where the sizes are equal.
+
+    Args:
+        student_lprobs: (R, V_student) log-probabilities at T = 1.
+        teacher_logits: (R, V_teacher) logits or log-probabilities at T = 1, V_teacher <= V_student.
+        temperature: T > 0.
+
+    Returns:
+        (R,) in nats; gradients flow to the student only.
+    """
+    log_q = _at_least_float32(student_lprobs)
+    if temperature != 1:
+        # softmax(z / T) does not change with a constant added to z, so log-probabilities serve as logits
+        log_q = torch.log_softmax(log_q / temperature, dim=-1)
+    with torch.no_grad():
+        log_p = torch.log_softmax(_at_least_float32(teacher_logits) / temperature, dim=-1)
+        p = log_p.exp()
+    return torch.sub(log_p, log_q[:, : p.size(1)]).mul_(p).sum(dim=-1)
+
+
+def distil(
+    student_lprobs: Tensor,
+    label_loss: Tensor,
+    soft_labels: list[SoftLabels],
+    *,
+    sentences: int,
+    kd_weight: float,
+    temperature: float,
+) -> Distillation:
+    """Blends w T^2 KL(teacher || student) + (1 - w) label loss, token by token; w = kd_weight * strength.
+
+    Tokens without a soft label keep their label loss whole.
+
+    Args:
+        student_lprobs: (N, V_student) log-probabilities at T = 1 of all target tokens, N = sentences * length.
+        label_loss: (N,) loss against the hard labels, zero at padding.
+        soft_labels: one entry per teacher that has something to say; no token twice.
+        sentences: B, number of sentences in the batch.
+        kd_weight: lambda, 0 to 1.
+        temperature: T > 0.
+    """
+    length = len(label_loss) // sentences
+    label_share = torch.ones_like(label_loss)
+    taught_losses, taught_rows = [], []
+    kd_loss, agreed = label_loss.new_zeros(()), label_loss.new_zeros(())
+    for labels in soft_labels:
+        rows = labels.sentences * length + labels.positions
+        # picking every row would only copy the largest tensor there is
+        lprobs = student_lprobs if len(rows) == len(student_lprobs) else student_lprobs.index_select(0, rows)
+        loss = temperature**2 * kl_divergence(lprobs, labels.logits, temperature)
+        weight = kd_weight * labels.strength
+        label_share[rows] -= weight
+        taught_losses.append(weight * loss)
+        taught_rows.append(rows)
+        kd_loss += loss.detach().sum()
+        agreed += lprobs.detach().argmax(dim=-1).eq(labels.logits.argmax(dim=-1)).sum()
+    loss = label_share * label_loss
+    taught = torch.cat(taught_rows) if taught_rows else None
+    if taught is not None:
+        loss = loss.index_add(0, taught, torch.cat(taught_losses).to(loss.dtype))
+    n_taught = label_loss.new_tensor(0 if taught is None else len(taught))
+    return Distillation(loss=loss, kd_loss=kd_loss, taught=n_taught, agreed=agreed)
