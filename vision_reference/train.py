@@ -205,7 +205,7 @@ def choose_machine(args: argparse.Namespace) -> Machine:
 def fix_randomness(args: argparse.Namespace, checkpoint: dict | None, rank: distributed.Rank) -> None:
     """Settle the seed (a resumed run keeps its own) and start all generators from it."""
     if args.seed is None:
-        recorded = checkpoints.recorded_args(checkpoint).get("seed")
+        recorded = checkpoint["args"].get("seed") if checkpoint else None
         args.seed = distributed.from_main(secrets.randbelow(2**31) if recorded is None else recorded)
         if not args.test_only:
             rank.say(f"seed {args.seed}")
@@ -235,19 +235,17 @@ def main(args: argparse.Namespace) -> None:
     rank, output = machine.rank, Path(args.output_dir)
     output.mkdir(parents=True, exist_ok=True)
     resume = checkpoints.resolve_resume(args.resume, output)
-    checkpoint = checkpoints.load_file(resume) if resume else None
-    if resume and not args.test_only:
-        checkpoints.require_keys(checkpoint, ("optimizer", "lr_scheduler", "epoch"), resume)
+    checkpoint = checkpoints.read_checkpoint(resume) if resume and not args.test_only else None
     fix_randomness(args, checkpoint, rank)
 
     train_loader, val_loader, num_classes = build_loaders(args, machine)
     sizes = {args.val_crop_size} if args.test_only else {args.train_crop_size, args.val_crop_size}
-    start = args.init_weights or args.weights
-    if resume:
-        state = checkpoints.weights_in(checkpoint, args.model, source=str(resume))
+    start = str(resume or args.init_weights or args.weights or "")
+    if checkpoint:
+        state = checkpoints.weights_in(checkpoint, args.model, source=start)
     else:
         state = read_state(start, args.model) if start else None
-    model = build_filled(args.model, num_classes, state, str(resume or start), new_head=not (resume or args.test_only))
+    model = build_filled(args.model, num_classes, state, start, new_head=not (resume or args.test_only))
     check_input_sizes("student" if args.teacher else "model", args.model, model, sizes)
     model.to(machine.device, memory_format=machine.memory_format)
     if args.test_only:
