@@ -223,6 +223,7 @@ def test_objects_other_than_weights_and_plain_values_are_refused(model, tmp_path
         assert "allowed in a checkpoint" in assert_one_line(path)
 
 
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
 def test_a_torchscript_program_is_refused(tmp_path):
     path = tmp_path / "program.pth"
     torch.jit.save(torch.jit.script(torch.nn.Linear(2, 2)), path)
