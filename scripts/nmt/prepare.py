@@ -1,0 +1,145 @@
+"""Prepares parallel text for fairseq: one sentencepiece model and one dictionary for all languages.
+
+    python scripts/nmt/prepare.py builtin --output data/builtin
+    python scripts/nmt/prepare.py parallel --input data/multi30k --pairs en-de,en-fr --output data/multi30k-prepared \\
+        --valid val --test test_2016_flickr
+    python scripts/nmt/prepare.py iwslt data/iwslt14/de-en.tgz data/iwslt14/ru-en.tgz --output data/iwslt
+
+The output folder appears when it is whole; a second run finds it and does nothing. What it holds: see data_bin.py.
+"""
+
+import argparse
+from itertools import chain
+from pathlib import Path
+
+import babel
+import cldr_phrases
+import data_bin
+import iwslt_archive
+import parallel_text
+from lang_pair import LangPair, parse_pairs
+from user_error import UserError, run_cli
+
+
+def get_args_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(dest="command", required=True)
+
+    builtin = commands.add_parser(
+        "builtin", help="English-German and English-Russian phrases from the CLDR, no network"
+    )
+    builtin.set_defaults(prepare=prepare_builtin)
+    _add_common(builtin, vocab_size=2_000, model_type="unigram")
+
+    parallel = commands.add_parser("parallel", help="aligned text files, plain or gzip")
+    parallel.set_defaults(prepare=prepare_parallel)
+    parallel.add_argument(
+        "--input",
+        type=Path,
+        required=True,
+        help="folder of <prefix>.<src>-<tgt>.<lang> or <prefix>.<lang>, each as it is or with .gz",
+    )
+    parallel.add_argument("--pairs", required=True, help="such as en-de,en-fr")
+    for split in parallel_text.SPLITS:
+        parallel.add_argument(f"--{split}", default=split, metavar="PREFIX", help="default: %(default)s")
+    _add_common(parallel, vocab_size=30_000, model_type="bpe")
+
+    iwslt = commands.add_parser("iwslt", help="original IWSLT 2014 archives, read without unpacking them")
+    iwslt.set_defaults(prepare=prepare_iwslt)
+    iwslt.add_argument("archives", type=Path, nargs="+", metavar="<lang>-en.tgz")
+    iwslt.add_argument("--pairs", help="such as en-de,ru-en (default: English into each archive's language)")
+    _add_common(iwslt, vocab_size=30_000, model_type="bpe")
+    return parser
+
+
+def _add_common(parser: argparse.ArgumentParser, *, vocab_size: int, model_type: str) -> None:
+    parser.add_argument("--output", type=Path, required=True, help="folder to make")
+    parser.add_argument(
+        "--vocab-size", type=int, default=vocab_size, help="number of sentencepiece pieces (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--model-type",
+        choices=("unigram", "bpe", "char"),
+        default=model_type,
+        help="how sentencepiece makes pieces (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--character-coverage",
+        type=float,
+        default=1.0,
+        help="share of the characters that get pieces (default: %(default)s)",
+    )
+
+
+def prepare_builtin(args: argparse.Namespace, vocab: data_bin.VocabSettings) -> None:
+    details = {"phrases": cldr_phrases.PHRASES, "seed": cldr_phrases.SEED, "babel": babel.__version__}
+    recipe = data_bin.Recipe("builtin", cldr_phrases.PAIRS, vocab, details, inputs={})
+    if already_there(args.output, recipe):
+        return
+    texts = cldr_phrases.phrases()
+    data_bin.build(recipe, {pair: cldr_phrases.rows(pair, texts) for pair in recipe.pairs}, args.output)
+
+
+def prepare_parallel(args: argparse.Namespace, vocab: data_bin.VocabSettings) -> None:
+    pairs = tuple(parse_pairs(args.pairs))
+    if not args.input.is_dir():
+        raise UserError(f"--input {args.input} is not a folder; give the one that holds the text files")
+    prefixes = {split: getattr(args, split) for split in parallel_text.SPLITS}
+    files = {
+        pair: {split: parallel_text.find_files(args.input, prefix, pair) for split, prefix in prefixes.items()}
+        for pair in pairs
+    }
+    read = {path for splits in files.values() for both in splits.values() for path in both}
+    inputs = {path.name: data_bin.sha256(path) for path in sorted(read)}
+    recipe = data_bin.Recipe("parallel", pairs, vocab, prefixes, inputs)
+    if already_there(args.output, recipe):
+        return
+    rows = {
+        pair: chain.from_iterable(parallel_text.read_split(split, both) for split, both in splits.items())
+        for pair, splits in files.items()
+    }
+    data_bin.build(recipe, rows, args.output)
+
+
+def prepare_iwslt(args: argparse.Namespace, vocab: data_bin.VocabSettings) -> None:
+    archives = {archive.language: archive for archive in map(iwslt_archive.Archive, args.archives)}
+    if len(archives) < len(args.archives):
+        raise UserError("two of the archives are of the same language; give one for each")
+    pairs = tuple(parse_pairs(args.pairs) if args.pairs else [LangPair("en", language) for language in archives])
+    of_pair = {}
+    for pair in pairs:
+        other = pair.target if pair.source == "en" else pair.source
+        if "en" not in pair or other not in archives:
+            held = ", ".join(str(archive.path) for archive in archives.values())
+            raise UserError(
+                f"--pairs {pair}: not in the archives given ({held}); allowed: English and an archive's language"
+            )
+        of_pair[pair] = archives[other]
+    inputs = {archive.path.name: data_bin.sha256(archive.path) for archive in archives.values()}
+    details = {"test_sets": {archive.path.name: archive.test_sets() for archive in archives.values()}}
+    recipe = data_bin.Recipe("iwslt", pairs, vocab, details, inputs)
+    if already_there(args.output, recipe):
+        return
+    for archive in archives.values():
+        lacking = [name for name in iwslt_archive.TEST_SETS if name not in archive.test_sets()]
+        if lacking:
+            print(f"{archive.path}: holds no {', '.join(lacking)}; the test set is made of the others")
+    data_bin.build(recipe, {pair: archive.rows(pair) for pair, archive in of_pair.items()}, args.output)
+
+
+def already_there(output: Path, recipe: data_bin.Recipe) -> bool:
+    found = data_bin.is_prepared(output, recipe)
+    if found:
+        print(f"{output} is already prepared with these settings")
+    return found
+
+
+def main() -> None:
+    args = get_args_parser().parse_args()
+    if not 0.9 <= args.character_coverage <= 1:
+        raise UserError(f"--character-coverage {args.character_coverage} is outside 0.9 to 1.0; choose one inside")
+    args.prepare(args, data_bin.VocabSettings(args.vocab_size, args.model_type, args.character_coverage))
+
+
+if __name__ == "__main__":
+    run_cli("prepare.py", main)

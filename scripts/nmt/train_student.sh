@@ -1,0 +1,45 @@
+#!/usr/bin/env bash
+# Trains one multilingual student: a single Transformer for all pairs, told the target language by a token.
+#
+#   DATA=data/iwslt EXPERTS=results/iwslt/experts-0.1 TEMPERATURE=1 OUT=results/iwslt/student-0.1-T1 \
+#       bash scripts/nmt/train_student.sh
+#   DATA=data/iwslt OUT=results/iwslt/student-labels bash scripts/nmt/train_student.sh         # on labels alone
+#
+# Writes OUT/checkpoint_best.pt and train.log. A finished student is skipped, an unfinished one goes on from its last
+# checkpoint. Further arguments go to fairseq-train as they are, such as --kd-strategy threshold.
+#
+# DATA      folder made by prepare.py                     OUT       folder for the student
+# EXPERTS   folder made by train_experts.sh; none: the student learns from labels alone, with stock fairseq
+# TEACHERS  instead of EXPERTS: en-de=PATH,en-ru=PATH:PATH2 (several of one pair are an ensemble)
+# PAIRS     which pairs (all that DATA has)               DRY_RUN=1 prints the command and runs nothing
+# CPU=1     train on the CPU although there is a GPU
+# Hyper-parameters (default): TEMPERATURE (1) KD_WEIGHT (0.9) ARCH (transformer_iwslt_de_en) ENCODER_LAYERS (6) DECODER_LAYERS (6) EMBED_DIM (512)
+#   FFN_DIM (1024) HEADS (4) DROPOUT (0.3) LABEL_SMOOTHING (0.1) LR (5e-4) WARMUP_UPDATES (4000) WARMUP_INIT_LR (1e-7)
+#   MIN_LR (1e-9) ADAM_BETAS ("(0.9, 0.98)") CLIP_NORM (0) MAX_TOKENS (4096) UPDATE_FREQ (1) MAX_EPOCH (50) SEED (1)
+set -euo pipefail
+if [[ "${1:-}" =~ ^(-h|--help)$ ]]; then sed -n '2,/^set -/{/^set -/d;s/^# \{0,1\}//p}' "$0"; exit 0; fi
+source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
+need_data
+: "${OUT:?names no folder; set OUT to where the student goes, such as results/student}"
+
+if [ -n "${EXPERTS:-}" ]; then
+    if [ -n "${TEACHERS:-}" ]; then
+        echo "train_student.sh: both EXPERTS and TEACHERS are set; set one of them" >&2
+        exit 2
+    fi
+    TEACHERS=
+    for pair in ${PAIRS//,/ }; do TEACHERS+=,$pair=$EXPERTS/$pair/checkpoint_best.pt; done
+    TEACHERS=${TEACHERS:1}
+fi
+if [ -n "${TEACHERS:-}" ]; then
+    learning=(--user-dir "$root/fairseq_plugins" --task multilingual_translation_kd --teachers "$TEACHERS"
+              --criterion label_smoothed_kd_cross_entropy
+              --kd-temperature "${TEMPERATURE:-1}" --kd-weight "${KD_WEIGHT:-0.9}")
+else
+    learning=(--task translation_multi_simple_epoch --criterion label_smoothed_cross_entropy)
+fi
+# The order of --langs gives the language tokens their numbers, so it must not depend on anything but the pairs.
+langs=$(tr ',-' '\n\n' <<< "$PAIRS" | awk '!seen[$0]++' | paste -sd,)
+
+start_runs "$OUT" fairseq-train "$DATA/data-bin" "${learning[@]}" --lang-pairs "$PAIRS" --langs "$langs" \
+    --encoder-langtok tgt --decoder-langtok "${recipe[@]}" --save-dir "$OUT" "$@"
