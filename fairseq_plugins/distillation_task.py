@@ -16,9 +16,14 @@ class DistillationTask:
 
     Attributes:
         teachers: for each language pair that has one; empty until training starts, and without `--teacher(s)`.
+        kd_weight: the criterion's.
     """
 
-    teachers: dict[str, Teacher]
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.teachers: dict[str, Teacher] = {}
+        self.kd_weight: float | None = None
+        self._trains = False
 
     def load_teachers(self) -> dict[str, Teacher]:
         """One teacher per language pair, on the CPU."""
@@ -31,7 +36,6 @@ class DistillationTask:
     def build_model(self, cfg, from_checkpoint=False):
         # a student loaded for translation or evaluation needs no teacher: their files may be gone by then
         self._trains = not from_checkpoint
-        self.teachers = {}
         return super().build_model(cfg, from_checkpoint)
 
     def build_criterion(self, cfg):

@@ -22,6 +22,9 @@ def carrying(epoch_iterator: EpochBatchIterating, name: str, passenger: Stateful
 
     Not restored by `--reset-dataloader`, and left as it is by a checkpoint that has no such entry.
     """
+    if "state_dict" in vars(epoch_iterator):
+        # fairseq hands out one iterator for all epochs with --sampling-method RoundRobin
+        return epoch_iterator
     stock_state_dict, stock_load_state_dict = epoch_iterator.state_dict, epoch_iterator.load_state_dict
 
     def state_dict() -> dict[str, Any]:

@@ -81,7 +81,7 @@ class MultilingualTranslationKDTask(DistillationTask, TranslationMultiSimpleEpoc
         self.data_manager = RoutedDatasetManager(args, self.lang_pairs, langs, dicts, self.sampling_method)
         self.kd = cfg
         self.selection = Selection(str(cfg.kd_strategy), cfg.kd_threshold)
-        self.scores_bleu = cfg.eval_bleu or self.selection.strategy != "fixed"
+        self.translator = Translator(cfg) if cfg.eval_bleu or self.selection.strategy != "fixed" else None
         if self.selection.strategy != "fixed" and not cfg.teachers:
             raise UserError(f"--kd-strategy {cfg.kd_strategy} weighs teachers: name them with --teachers en-de=PATH")
 
@@ -92,8 +92,20 @@ class MultilingualTranslationKDTask(DistillationTask, TranslationMultiSimpleEpoc
     @classmethod
     def setup_task(cls, cfg, **kwargs):
         args = as_namespace(cfg)
-        langs, dicts, training = RoutedDatasetManager.prepare(cls.load_dictionary, args, **kwargs)
+        for pair in (args.lang_pairs or "").split(","):
+            if len(pair.split("-")) != 2:
+                raise UserError(f"--lang-pairs {args.lang_pairs}: list SOURCE-TARGET pairs, as in en-de,en-ru")
+        try:
+            langs, dicts, training = RoutedDatasetManager.prepare(cls.load_dictionary, args, **kwargs)
+        except (FileNotFoundError, ValueError) as problem:
+            raise UserError(str(problem)) from None
         return cls(args, langs, dicts, training, cfg)
+
+    def build_model(self, cfg, from_checkpoint=False):
+        model = super().build_model(cfg, from_checkpoint)
+        if self.translator is not None:
+            self._student = self.translator.generator([model], self.target_dictionary)
+        return model
 
     def load_teachers(self):
         if not (self.kd.teachers and self.training):
@@ -128,14 +140,11 @@ class MultilingualTranslationKDTask(DistillationTask, TranslationMultiSimpleEpoc
     def begin_valid_epoch(self, epoch, model):
         super().begin_valid_epoch(epoch, model)
         # the first of --valid-subset decides about the weights, as it does about checkpoints elsewhere in fairseq
-        self._decides = True
-        if self.scores_bleu:
-            self._translator = Translator(self.kd)
-            self._student = self._translator.generator([model], self.target_dictionary)
+        self._decides = self.translator is not None
 
     def valid_step(self, sample, model, criterion):
         loss, sample_size, logged = super().valid_step(sample, model, criterion)
-        if self.scores_bleu:
+        if self.translator is not None:
             logged.update(self._bleu_counts(sample))
         return loss, sample_size, logged
 
@@ -153,14 +162,14 @@ class MultilingualTranslationKDTask(DistillationTask, TranslationMultiSimpleEpoc
         for route, rows in self.data_manager.sentences_by_route(sample["id"]).items():
             batch = whole.pick(torch.tensor(rows, device=whole.target.device))
             plain, _, _ = realign(batch, layout, route.tokens, LanguageTokens())
-            references = self._translator.references(plain, self.target_dictionary)
-            hypotheses = self._translator.translate(self._student, batch, layout, route.tokens)
+            references = self.translator.references(plain, self.target_dictionary)
+            hypotheses = self.translator.translate(self._student, batch, layout, route.tokens)
             counts.update(pair_bleu.count(f"bleu_{route.pair}", hypotheses, references))
             if route.pair in unscored:
                 teacher = self.teachers[route.pair]
                 own, _, _ = realign(batch, layout, route.tokens, teacher.language_tokens)
-                generator = self._translator.generator(list(teacher.members), teacher.dictionary)
-                hypotheses = self._translator.translate(generator, own, layout, teacher.language_tokens)
+                generator = self.translator.generator(list(teacher.members), teacher.dictionary)
+                hypotheses = self.translator.translate(generator, own, layout, teacher.language_tokens)
                 counts.update(pair_bleu.count(f"teacher_bleu_{route.pair}", hypotheses, references))
         return counts
 
@@ -170,7 +179,7 @@ class MultilingualTranslationKDTask(DistillationTask, TranslationMultiSimpleEpoc
             for pair in self.teachers if self.selection.strategy != "fixed" else ():
                 weight = self.kd_weight * self.selection.strength(pair)
                 metrics.log_scalar(f"kd_weight_{pair}", weight, weight=0, round=4)
-        elif self.scores_bleu:
+        elif self.translator is not None:
             names = [f"bleu_{pair}" for pair in self.lang_pairs]
             for name in names + [f"teacher_bleu_{pair}" for pair in self._unscored()]:
                 for key in pair_bleu.keys(name):
@@ -181,7 +190,7 @@ class MultilingualTranslationKDTask(DistillationTask, TranslationMultiSimpleEpoc
 
     def post_validate(self, model, stats, agg):
         """Called by fairseq-train after each validation subset, with the sums over all workers."""
-        if not (self.scores_bleu and self._decides):
+        if not self._decides:
             return
         self._decides = False
         self.selection.teacher_bleu.update({pair: _score(f"teacher_bleu_{pair}", agg) for pair in self._unscored()})

@@ -10,6 +10,7 @@ from fairseq.tasks import register_task
 from fairseq.tasks.translation import TranslationConfig, TranslationTask
 
 from ..distillation_task import DistillationTask, batch_of, layout_of
+from ..errors import UserError
 from ..language_tokens import LanguageTokens
 from ..teachers import Vocabulary, load_teacher
 
@@ -31,6 +32,13 @@ class TranslationKDTask(DistillationTask, TranslationTask):
     """`translation` plus `--teacher`: every training batch also holds the teacher's prediction of each target word."""
 
     cfg: TranslationKDConfig
+
+    @classmethod
+    def setup_task(cls, cfg, **kwargs):
+        try:
+            return super().setup_task(cfg, **kwargs)
+        except FileNotFoundError as problem:
+            raise UserError(f"{problem}; give a folder written by fairseq-preprocess") from None
 
     def load_teachers(self):
         if self.cfg.teacher is None:
