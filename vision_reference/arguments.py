@@ -88,7 +88,27 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         raise UserError("--weights and --init-weights both say where the model starts; give one")
     if args.lr_warmup_per_step and not args.lr_warmup_epochs:
         raise UserError("--lr-warmup-per-step needs --lr-warmup-epochs: the length of the warm-up (the paper's: 5)")
+    if args.download and args.dataset != "cub200":
+        raise UserError("--download fetches CUB-200-2011 only; give --dataset cub200 or drop it")
+    _check_loader(args)
     return args
+
+
+def _check_loader(args: argparse.Namespace) -> None:
+    """Refuses what the chosen loader would have to ignore."""
+    if args.loader != "dali":
+        if args.dali_device:
+            raise UserError("--dali-device was given without --loader dali; give both or neither")
+        return
+    unknown_to_dali = {
+        "--auto-augment": args.auto_augment is not None,
+        "--random-erase": args.random_erase > 0,
+        "--use-v2": args.use_v2,
+        "--backend tensor": args.backend == "tensor",
+    }
+    for flag, given in unknown_to_dali.items():
+        if given:
+            raise UserError(f"{flag} has no equal in the DALI loader; drop it or use --loader torchvision")
 
 
 def _add_data(group) -> None:
@@ -96,7 +116,24 @@ def _add_data(group) -> None:
         "--data-path",
         default="data",
         metavar="DIR",
-        help="folder with train/ and val/, one subfolder of images per class",
+        help="folder with train/ and val/, one subfolder of images per class; for cub200 the folder of CUB_200_2011/",
+    )
+    group.add_argument(
+        "--dataset", choices=("imagefolder", "cub200"), default="imagefolder", help="(default: imagefolder)"
+    )
+    group.add_argument("--download", action="store_true", help="cub200: fetch it into --data-path where it is missing")
+    group.add_argument(
+        "--skip-unreadable",
+        action="store_true",
+        help="leave out broken image files (found by decoding all once) instead of stopping at the first",
+    )
+    group.add_argument(
+        "--loader", choices=("torchvision", "dali"), default="torchvision", help="(default: torchvision)"
+    )
+    group.add_argument(
+        "--dali-device",
+        choices=("cpu", "gpu"),
+        help="where DALI decodes and augments (default: gpu where there is one)",
     )
     group.add_argument(
         "--preset",

@@ -135,7 +135,7 @@ def _runs_at(model: nn.Module, size: int) -> bool:
     try:
         with torch.inference_mode():
             torch.func.functional_call(model.eval(), on_meta, torch.empty(1, 3, size, size, device="meta"))
-    except RuntimeError:
+    except (RuntimeError, AssertionError):
         return False
     finally:
         for module, mode in training.items():

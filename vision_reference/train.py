@@ -30,19 +30,15 @@ if __package__ in (None, ""):  # run as a file: the folder that holds the packag
 
 from vision_reference import checkpoints, distributed
 from vision_reference.arguments import parse_args
-from vision_reference.datasets import ImageDataset, check_same_classes, image_folder
+from vision_reference.data import Loader, build_loaders
 from vision_reference.distillation import Teacher, distillation_loss, label_loss
 from vision_reference.errors import UserError, run_command
 from vision_reference.files import atomic_copy
 from vision_reference.heads import check_input_sizes
 from vision_reference.learner import Learner, build_learner
-from vision_reference.loaders import MixingLoader, TorchvisionLoader, usable_workers
 from vision_reference.metrics import MetricsFile, ProgressLine, TrainingAverages, correct_in_top
-from vision_reference.models import build_filled, find_weights, read_state
-from vision_reference.presets import PRESETS, Normalize, evaluation_pipeline, training_pipeline
-from vision_reference.samplers import EvalBatchSampler, TrainBatchSampler, combine_seeds
-
-Loader = TorchvisionLoader | MixingLoader
+from vision_reference.models import build_filled, read_state
+from vision_reference.samplers import combine_seeds
 
 
 @dataclass(frozen=True)
@@ -107,7 +103,7 @@ def train_one_epoch(
 
 
 @torch.inference_mode()
-def evaluate(model: nn.Module, loader: TorchvisionLoader, machine: Machine, label_smoothing: float) -> dict[str, float]:
+def evaluate(model: nn.Module, loader: Loader, machine: Machine, label_smoothing: float) -> dict[str, float]:
     """Exact loss, top-1 and top-5 (acc1, acc5; percent): every sample counts once, on any number of processes."""
     model.eval()
     distributed.share_buffers(model)
@@ -125,55 +121,6 @@ def evaluate(model: nn.Module, loader: TorchvisionLoader, machine: Machine, labe
         sums += torch.stack([count.double() for count in counts])
     loss, top1, top5, images = distributed.sum_over_ranks(sums).tolist()
     return {"loss": loss / images, "acc1": 100 * top1 / images, "acc5": 100 * top5 / images}
-
-
-def build_loaders(args: argparse.Namespace, machine: Machine) -> tuple[Loader | None, TorchvisionLoader, int]:
-    """The training loader (None with ``--test-only``), the evaluation loader, and the number of classes."""
-    preset, root = PRESETS[args.preset], Path(args.data_path)
-    place = {"rank": machine.rank.rank, "world_size": machine.rank.world_size}
-    make_loader = partial(
-        TorchvisionLoader,
-        workers=usable_workers(args.workers),
-        normalize=Normalize(preset.mean, preset.std, machine.device),
-        device=machine.device,
-        memory_format=machine.memory_format,
-    )
-    style = {"interpolation": args.interpolation, "backend": args.backend, "use_v2": args.use_v2}
-    if args.test_only and args.weights:
-        val_pipeline = find_weights(args.weights).transforms()  # as the publisher of the weights evaluates them
-    else:
-        val_pipeline = evaluation_pipeline(resize_size=args.val_resize_size, crop_size=args.val_crop_size, **style)
-    val_samples, classes = image_folder(root / "val", cache=args.cache_dataset)
-    val_set = ImageDataset(val_samples, classes, val_pipeline)
-    val_loader = make_loader(val_set, EvalBatchSampler(len(val_set), args.batch_size, **place))
-    if args.test_only:
-        return None, val_loader, len(classes)
-
-    train_samples, train_classes = image_folder(root / "train", cache=args.cache_dataset)
-    check_same_classes(train_classes, classes)
-    train_pipeline = training_pipeline(
-        preset,
-        crop_size=args.train_crop_size,
-        auto_augment=args.auto_augment,
-        ra_magnitude=args.ra_magnitude,
-        augmix_severity=args.augmix_severity,
-        random_erase=args.random_erase,
-        **style,
-    )
-    repetitions = args.ra_reps if args.ra_sampler else 1
-    batches = TrainBatchSampler(len(train_samples), args.batch_size, seed=args.seed, repetitions=repetitions, **place)
-    train_loader = make_loader(ImageDataset(train_samples, classes, train_pipeline), batches)
-    if args.mixup_alpha or args.cutmix_alpha:
-        train_loader = MixingLoader(
-            train_loader,
-            num_classes=len(classes),
-            mixup_alpha=args.mixup_alpha,
-            cutmix_alpha=args.cutmix_alpha,
-            seed=args.seed,
-            rank=machine.rank.rank,
-        )
-    machine.rank.say(f"{len(train_samples)} training and {len(val_samples)} validation images, {len(classes)} classes")
-    return train_loader, val_loader, len(classes)
 
 
 def choose_machine(args: argparse.Namespace) -> Machine:
@@ -238,7 +185,7 @@ def main(args: argparse.Namespace) -> None:
     checkpoint = checkpoints.read_checkpoint(resume) if resume and not args.test_only else None
     fix_randomness(args, checkpoint, rank)
 
-    train_loader, val_loader, num_classes = build_loaders(args, machine)
+    train_loader, val_loader, num_classes = build_loaders(args, rank, machine.device, machine.memory_format)
     sizes = {args.val_crop_size} if args.test_only else {args.train_crop_size, args.val_crop_size}
     start = str(resume or args.init_weights or args.weights or "")
     if checkpoint:

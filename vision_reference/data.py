@@ -1,0 +1,149 @@
+"""From the data flags to loaders: which files, seen how, through which loader."""
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from vision_reference.cub200 import cub200
+from vision_reference.dali_loader import DaliLoader, EvaluationView, TrainingView
+from vision_reference.datasets import ImageDataset, Sample, check_same_classes, image_folder
+from vision_reference.distributed import Rank
+from vision_reference.errors import UserError
+from vision_reference.loaders import MixingLoader, TorchvisionLoader, usable_workers
+from vision_reference.models import find_weights
+from vision_reference.presets import PRESETS, Normalize, evaluation_pipeline, training_pipeline
+from vision_reference.readable import readable_samples, report
+from vision_reference.samplers import EvalBatchSampler, TrainBatchSampler
+
+Loader = TorchvisionLoader | DaliLoader | MixingLoader
+
+
+def build_loaders(
+    args: argparse.Namespace, rank: Rank, device: torch.device, memory_format: torch.memory_format
+) -> tuple[Loader | None, Loader, int]:
+    """The training loader (None with ``--test-only``), the evaluation loader, and the number of classes.
+
+    Raises:
+        UserError: data that is missing or makes no sense, or flags that the chosen loader cannot serve.
+    """
+    train_samples, val_samples, classes = list_samples(args, rank)
+    if args.loader == "dali":
+        make_train, make_val = _dali(args, device, memory_format)
+    else:
+        make_train, make_val = _torchvision(args, classes, device, memory_format)
+    place = {"rank": rank.rank, "world_size": rank.world_size}
+    val_loader = make_val(val_samples, EvalBatchSampler(len(val_samples), args.batch_size, **place))
+    if train_samples is None:
+        return None, val_loader, len(classes)
+
+    repetitions = args.ra_reps if args.ra_sampler else 1
+    batches = TrainBatchSampler(len(train_samples), args.batch_size, seed=args.seed, repetitions=repetitions, **place)
+    train_loader = make_train(train_samples, batches)
+    if args.mixup_alpha or args.cutmix_alpha:
+        train_loader = MixingLoader(
+            train_loader,
+            num_classes=len(classes),
+            mixup_alpha=args.mixup_alpha,
+            cutmix_alpha=args.cutmix_alpha,
+            seed=args.seed,
+            rank=rank.rank,
+        )
+    rank.say(f"{len(train_samples)} training and {len(val_samples)} validation images, {len(classes)} classes")
+    return train_loader, val_loader, len(classes)
+
+
+def list_samples(args: argparse.Namespace, rank: Rank) -> tuple[list[Sample] | None, list[Sample], list[str]]:
+    """Training samples (None with ``--test-only``), evaluation samples and class names of ``--dataset``.
+
+    Raises:
+        UserError: data that is missing or makes no sense.
+    """
+    root = Path(args.data_path)
+    if args.dataset == "cub200":
+        data = cub200(root, download=args.download)
+        train, val, classes = data.train, data.test, data.classes
+    else:
+        val, classes = image_folder(root / "val", cache=args.cache_dataset)
+        if not args.test_only:
+            train, train_classes = image_folder(root / "train", cache=args.cache_dataset)
+            check_same_classes(train_classes, classes)
+    parts = {"validation": val} if args.test_only else {"training": train, "validation": val}
+    if args.skip_unreadable:
+        parts = {name: _skip_unreadable(name, samples, args, rank) for name, samples in parts.items()}
+    return parts.get("training"), parts["validation"], classes
+
+
+def _skip_unreadable(name: str, samples: list[Sample], args: argparse.Namespace, rank: Rank) -> list[Sample]:
+    kept = readable_samples(samples, threads=usable_workers(args.workers), show_progress=rank.is_main)
+    if not kept:
+        raise UserError(f"none of the {len(samples)} {name} images in {args.data_path} can be read")
+    if rank.is_main and (note := report(name, samples, kept, Path(args.output_dir))):
+        rank.say(note)
+    return kept
+
+
+def _torchvision(
+    args: argparse.Namespace, classes: list[str], device: torch.device, memory_format: torch.memory_format
+) -> tuple[Callable, Callable]:
+    """Makers of the training and the evaluation loader from (samples, batches)."""
+    preset = PRESETS[args.preset]
+    style = {"interpolation": args.interpolation, "backend": args.backend, "use_v2": args.use_v2}
+
+    def loader(samples: list[Sample], batches: TrainBatchSampler | EvalBatchSampler, pipeline: Callable):
+        return TorchvisionLoader(
+            ImageDataset(samples, classes, pipeline),
+            batches,
+            workers=usable_workers(args.workers),
+            normalize=Normalize(preset.mean, preset.std, device),
+            device=device,
+            memory_format=memory_format,
+        )
+
+    def train(samples: list[Sample], batches: TrainBatchSampler) -> TorchvisionLoader:
+        pipeline = training_pipeline(
+            preset,
+            crop_size=args.train_crop_size,
+            auto_augment=args.auto_augment,
+            ra_magnitude=args.ra_magnitude,
+            augmix_severity=args.augmix_severity,
+            random_erase=args.random_erase,
+            **style,
+        )
+        return loader(samples, batches, pipeline)
+
+    def val(samples: list[Sample], batches: EvalBatchSampler) -> TorchvisionLoader:
+        if args.test_only and args.weights:  # as the publisher of the weights evaluates them
+            return loader(samples, batches, find_weights(args.weights).transforms())
+        sizes = {"resize_size": args.val_resize_size, "crop_size": args.val_crop_size}
+        return loader(samples, batches, evaluation_pipeline(**sizes, **style))
+
+    return train, val
+
+
+def _dali(
+    args: argparse.Namespace, device: torch.device, memory_format: torch.memory_format
+) -> tuple[Callable, Callable]:
+    """As ``_torchvision``, through DALI."""
+    preset = PRESETS[args.preset]
+    finish = {
+        "threads": usable_workers(args.workers),
+        "device": device,
+        "memory_format": memory_format,
+        "decode_on": args.dali_device or ("gpu" if device.type == "cuda" else "cpu"),
+    }
+
+    def train(samples: list[Sample], batches: TrainBatchSampler) -> DaliLoader:
+        view = TrainingView(preset, args.train_crop_size, args.interpolation)
+        return DaliLoader(samples, batches, view, mean=preset.mean, std=preset.std, **finish)
+
+    def val(samples: list[Sample], batches: EvalBatchSampler) -> DaliLoader:
+        if args.test_only and args.weights:  # as the publisher of the weights evaluates them
+            theirs = find_weights(args.weights).transforms()
+            view = EvaluationView(theirs.resize_size[0], theirs.crop_size[0], theirs.interpolation.value)
+            return DaliLoader(samples, batches, view, mean=theirs.mean, std=theirs.std, **finish)
+        view = EvaluationView(args.val_resize_size, args.val_crop_size, args.interpolation)
+        return DaliLoader(samples, batches, view, mean=preset.mean, std=preset.std, **finish)
+
+    return train, val
