@@ -17,9 +17,11 @@ import torch
 
 from .errors import UserError
 
-# Options of tasks and models without a dataclass come as a Namespace; meters may hold numpy scalars.
+# Options of tasks and models without a dataclass come as a Namespace; meters of --eval-bleu hold numpy arrays.
 _WRITTEN_BY_FAIRSEQ = [
     argparse.Namespace,
+    np.ndarray,
+    np.core.multiarray._reconstruct,
     np.core.multiarray.scalar,
     np.dtype,
     *(type(np.dtype(kind)) for kind in (np.bool_, np.int32, np.int64, np.float32, np.float64)),
@@ -44,7 +46,7 @@ def read_checkpoint(path: str) -> dict[str, Any]:
             f"teacher checkpoint {path} {held}; nothing of it was executed. Allowed are tensors, plain containers and "
             "fairseq's options: train the teacher with fairseq-train, or save its `model` and `cfg` alone"
         ) from None
-    except (RuntimeError, EOFError, OSError) as problem:
+    except Exception as problem:  # a file of arbitrary bytes makes the unpickler stumble in any way there is
         first_line = str(problem).splitlines()[0] if str(problem) else type(problem).__name__
         raise UserError(f"cannot read teacher checkpoint {path} ({first_line}): is the file complete?") from None
     if not (isinstance(state, dict) and "model" in state and (state.get("cfg") or state.get("args"))):

@@ -185,10 +185,11 @@ def _load_expert(
     task = TranslationTask(TranslationConfig(left_pad_source=left_pad_source), source, target)
     try:
         models, _, _ = checkpoint_utils.load_model_ensemble_and_task([path], task=task, state=state)
-    except RuntimeError as mismatch:
+    except Exception as problem:  # missing weights, other sizes, an architecture of another --user-dir, ...
+        first_line = str(problem).splitlines()[0] if str(problem) else ""
         raise UserError(
-            f"the weights in {path} do not fit the model that its options describe with {len(target)} vocabulary "
-            f"entries: {mismatch}"
+            f"cannot rebuild teacher {path} from its options and {len(target)} vocabulary entries: "
+            f"{type(problem).__name__}: {first_line}"
         ) from None
     model = models[0]
     if getattr(model.decoder, "adaptive_softmax", None) is not None:

@@ -19,6 +19,7 @@ pytest.importorskip("fairseq", reason="the translation part needs fairseq 0.12.2
 import torch
 from fairseq import checkpoint_utils, options, tasks, utils
 from fairseq.dataclass.utils import convert_namespace_to_omegaconf
+from fairseq_cli import generate as fairseq_generate
 from fairseq_cli import preprocess
 from fairseq_cli import train as fairseq_train
 
@@ -62,10 +63,9 @@ def run_preprocess(*argv):
     preprocess.main(options.get_preprocessing_parser().parse_args([str(arg) for arg in argv]))
 
 
-def config(argv):
-    """What fairseq-train makes of a command line."""
-    parser = options.get_training_parser()
-    return convert_namespace_to_omegaconf(options.parse_args_and_arch(parser, input_args=[str(arg) for arg in argv]))
+def parse(argv):
+    """The options of a fairseq-train command line."""
+    return options.parse_args_and_arch(options.get_training_parser(), input_args=[str(arg) for arg in argv])
 
 
 class _JsonLines(logging.Handler):
@@ -86,7 +86,7 @@ def train_in_process(argv):
     root.setLevel(logging.INFO)
     root.addHandler(handler)
     try:
-        fairseq_train.main(config(argv))
+        fairseq_train.main(convert_namespace_to_omegaconf(parse(argv)))
     finally:
         root.removeHandler(handler)
         root.setLevel(level)
@@ -99,6 +99,18 @@ def train_in_process(argv):
 @pytest.fixture(scope="session")
 def train():
     return train_in_process
+
+
+@pytest.fixture(scope="session")
+def generate():
+    """fairseq-generate without starting a process; the corpus score."""
+
+    def run(argv):
+        argv = [str(arg) for arg in argv]
+        args = options.parse_args_and_arch(options.get_generation_parser(), input_args=["--cpu", *argv])
+        return fairseq_generate.main(convert_namespace_to_omegaconf(args)).score()
+
+    return run
 
 
 @pytest.fixture(scope="session")
@@ -145,11 +157,11 @@ def setup():
     """Task, model and criterion as fairseq-train sets them up, training data loaded."""
 
     def setup_training(argv):
-        cfg = config(argv)
-        torch.manual_seed(cfg.common.seed)
-        task = tasks.setup_task(cfg.task)
-        model = task.build_model(cfg.model)
-        criterion = task.build_criterion(cfg.criterion)
+        args = parse(argv)
+        torch.manual_seed(args.seed)
+        task = tasks.setup_task(args)
+        model = task.build_model(args)
+        criterion = task.build_criterion(args)
         task.load_dataset("train", epoch=1)
         return task, model, criterion
 

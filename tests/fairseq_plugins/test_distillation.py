@@ -44,16 +44,16 @@ def expected_loss(task, model, sample, teacher_of, *, temperature, weight, epsil
         words = [column for column, token in enumerate(target.tolist()) if token != 1]
         # the student's targets begin with a language token, the expert's do not
         first = 1 if task.args.decoder_langtok and not task.args.lang_tok_replacing_bos_eos else 0
-        for column in words[prefix:]:
+        for nth, column in list(enumerate(words))[prefix:]:
             lprobs = torch.log_softmax(logits[row, column], -1)
             nll = -lprobs[target[column]]
             label = (1 - epsilon - eps_i) * nll - eps_i * lprobs.sum()
-            if teacher is None or column < first:
+            if teacher is None or nth < first:
                 total += label.item()
                 continue
             teacher_rows, teacher_target = teacher
-            assert teacher_target[column - first] == target[column]
-            log_p = torch.log_softmax(teacher_rows[column - first] / temperature, -1)
+            assert teacher_target[nth - first] == target[column]
+            log_p = torch.log_softmax(teacher_rows[nth - first] / temperature, -1)
             log_q = torch.log_softmax(logits[row, column] / temperature, -1)[: len(log_p)]
             kd = temperature**2 * (log_p.exp() * (log_p - log_q)).sum().item()
             total += weight * kd + (1 - weight) * label.item()
@@ -137,7 +137,7 @@ def test_swapping_two_experts_changes_the_loss_as_predicted(toy, setup, batch):
         sample = batch(task, MIXED)
         return loss_of(task, model.eval(), criterion, sample)[0].item(), (task, model, sample)
 
-    right, (task, model, sample) = loss_with(de=toy.de, ru=toy.ru)
+    right, (_, model, sample) = loss_with(de=toy.de, ru=toy.ru)
     swapped, _ = loss_with(de=toy.ru, ru=toy.de)
     assert swapped != pytest.approx(right, rel=1e-3)
 
@@ -174,7 +174,7 @@ def test_pair_without_expert_gets_exactly_the_label_loss(toy, setup, batch):
 
 @pytest.mark.parametrize("pairs", ["en-de,en-ru", "de-en,ru-en", "en-de,de-en,en-ru,ru-en"])
 def test_one_to_many_many_to_one_and_many_to_many_find_the_expert_of_each_direction(toy, setup, batch, pairs):
-    into = {pair: toy.de for pair in pairs.split(",")}
+    into = dict.fromkeys(pairs.split(","), toy.de)
     flags = ["--lang-pairs", pairs, "--langs", "de,en,ru", "--encoder-langtok", "tgt", "--decoder-langtok"]
     teachers = ["--teachers", ",".join(f"{pair}={path}" for pair, path in into.items())]
     task, _, _ = setup([toy.data, *flags, *toy.tiny, *toy.training, *toy.task, *teachers])
@@ -233,8 +233,9 @@ def test_teacher_does_not_change_the_students_initial_weights(toy, setup):
     noise = torch.rand(3)
     _, plain_model, _ = setup(argv)
     assert torch.equal(noise, torch.rand(3))
-    for name, weight in plain_model.state_dict().items():
-        assert torch.equal(weight, model.state_dict()[name])
+    weights = dict(model.named_parameters())
+    for name, weight in plain_model.named_parameters():
+        assert torch.equal(weight, weights[name])
 
 
 def test_teacher_follows_the_students_precision(toy, setup):
