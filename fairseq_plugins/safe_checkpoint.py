@@ -1,19 +1,24 @@
 """Reads a fairseq checkpoint without executing what is inside.
 
 A checkpoint is a pickle, and a pickle can run any program when it is read. `torch.load(weights_only=True)` rebuilds
-only tensors, plain containers and the classes listed here: those that fairseq 0.12.2 itself writes.
+only tensors, plain containers and the classes listed here: those that fairseq 0.12.2 itself writes. Options are text
+then, but fairseq evaluates some of them as Python: `literal_options` leaves it only literals to evaluate.
 """
 
 from __future__ import annotations
 
 import argparse
+import ast
 import pickle
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from fairseq import utils
 
 from .errors import UserError
 
@@ -55,3 +60,20 @@ def read_checkpoint(path: str) -> dict[str, Any]:
             "by fairseq-train"
         )
     return state
+
+
+def _literal(text: Any) -> Any:
+    if not isinstance(text, str):
+        raise TypeError("not a text to evaluate")
+    return ast.literal_eval(text)
+
+
+@contextmanager
+def literal_options() -> Iterator[None]:
+    """While open, `fairseq.utils.eval_bool`, `eval_str_list` and `eval_str_dict` run no code: ValueError instead."""
+    # those three look the name up in their module before they find Python's own
+    utils.eval = _literal
+    try:
+        yield
+    finally:
+        del utils.eval

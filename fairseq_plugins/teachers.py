@@ -6,6 +6,7 @@ import copy
 import logging
 import math
 from argparse import Namespace
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,14 +16,15 @@ from fairseq import checkpoint_utils
 from fairseq.data import Dictionary
 from fairseq.data.multilingual.multilingual_data_manager import MultilingualDatasetManager
 from fairseq.dataclass.utils import omegaconf_no_object_check
+from fairseq.models import ARCH_MODEL_NAME_REGISTRY
 from fairseq.tasks.translation import TranslationConfig, TranslationTask
-from omegaconf import OmegaConf
+from omegaconf import OmegaConf, open_dict
 from torch import Tensor, nn
 
 from .errors import UserError
 from .language_tokens import Batch, LanguageTokens, Layout, realign
 from .routes import tokens_of_pair
-from .safe_checkpoint import read_checkpoint
+from .safe_checkpoint import literal_options, read_checkpoint
 from .stock_options import as_namespace
 from .vocabularies import check_identical, load_dictionary
 from .word_level_kd import SoftLabels
@@ -31,6 +33,8 @@ logger = logging.getLogger(__name__)
 
 BILINGUAL_TASKS = ("translation", "translation_kd")
 MULTILINGUAL_TASKS = ("translation_multi_simple_epoch", "multilingual_translation_kd")
+# models that open no other file and run no option as a program while they are built
+MODELS = ("transformer", "transformer_align", "lightconv", "lstm")
 
 
 @dataclass(frozen=True)
@@ -165,14 +169,33 @@ def _load_expert(
     state = read_checkpoint(path)
     # by far the largest part, and of no use here
     state.pop("last_optimizer_state", None)
-    state = _upgraded(state)
-    options = state["cfg"].task
+    try:
+        with literal_options():
+            return _rebuilt_expert(path, _upgraded(state), vocabulary, left_pad_source)
+    except Exception as problem:  # weights or options that fairseq cannot make a model of: it stumbles in many ways
+        first_line = str(problem).splitlines()[0] if str(problem) else ""
+        raise UserError(
+            f"cannot rebuild teacher {path} from its options and weights with the student's dictionary: "
+            f"{type(problem).__name__}: {first_line}"
+        ) from None
+
+
+def _rebuilt_expert(
+    path: str, state: dict[str, Any], vocabulary: Vocabulary, left_pad_source: bool
+) -> tuple[nn.Module, Dictionary, int, LanguageTokens]:
+    options, model_options = state["cfg"].task, state["cfg"].model
     task_name = getattr(options, "_name", None) or getattr(options, "task", None)
     if task_name not in BILINGUAL_TASKS + MULTILINGUAL_TASKS:
         raise UserError(
             f"teacher {path} was trained with --task {task_name}; a teacher can be of one of the tasks "
             f"{', '.join(BILINGUAL_TASKS + MULTILINGUAL_TASKS)}"
         )
+    arch = getattr(model_options, "_name", None) or getattr(model_options, "arch", None)
+    if ARCH_MODEL_NAME_REGISTRY.get(arch) not in MODELS:
+        raise UserError(f"teacher {path} has --arch {arch}; a teacher can be any architecture of {', '.join(MODELS)}")
+    with open_dict(model_options) if OmegaConf.is_config(model_options) else nullcontext():
+        # pretrained embeddings are in the checkpoint by now, and their files need not be here
+        model_options.encoder_embed_path = model_options.decoder_embed_path = None
 
     source = _same_dictionary(path, options, "source", vocabulary.source_lang, vocabulary.source_path)
     target = _same_dictionary(path, options, "target", vocabulary.target_lang, vocabulary.target_path)
@@ -183,15 +206,7 @@ def _load_expert(
 
     # stands in for the teacher's own task, whose data need not be here: a model asks it for its dictionaries only
     task = TranslationTask(TranslationConfig(left_pad_source=left_pad_source), source, target)
-    try:
-        models, _, _ = checkpoint_utils.load_model_ensemble_and_task([path], task=task, state=state)
-    except Exception as problem:  # missing weights, other sizes, an architecture of another --user-dir, ...
-        first_line = str(problem).splitlines()[0] if str(problem) else ""
-        raise UserError(
-            f"cannot rebuild teacher {path} from its options and {len(target)} vocabulary entries: "
-            f"{type(problem).__name__}: {first_line}"
-        ) from None
-    model = models[0]
+    (model,), _, _ = checkpoint_utils.load_model_ensemble_and_task([path], task=task, state=state)
     if getattr(model.decoder, "adaptive_softmax", None) is not None:
         raise UserError(f"teacher {path} uses an adaptive softmax, which gives no logits; use a model without one")
     return model, target, shared_entries, tokens

@@ -206,6 +206,20 @@ def test_ensemble_averages_the_probabilities_of_its_members(toy, setup, batch):
     torch.testing.assert_close(labels.logits.double().exp(), (one + two) / 2, rtol=1e-4, atol=1e-7)
 
 
+def test_expert_of_another_architecture_is_asked_with_the_padding_it_expects(toy, setup, batch, train, tmp_path):
+    argv = [toy.data, "-s", "en", "-t", "de", *toy.training, "--max-update", 2, "--save-dir", tmp_path]
+    small = ["--arch", "lstm", "--encoder-embed-dim", 8, "--decoder-embed-dim", 8, "--decoder-out-embed-dim", 8]
+    train([*argv, *small, "--task", "translation", "--criterion", "label_smoothed_cross_entropy"])
+    path = tmp_path / "checkpoint_last.pt"
+    task, _, _ = setup([*toy.multilingual, *toy.tiny, *toy.training, *toy.task, *teachers_flag(de=path)])
+    sample = batch(task, MIXED)
+    (labels,) = task.soft_labels(sample)
+    for row in set(labels.sentences.tolist()):
+        found = torch.log_softmax(labels.logits[labels.sentences == row].double(), -1)
+        expected, _ = expert_lprobs(path, int(sample["id"][row]) // len(PAIRS))
+        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
+
+
 def test_gradients_reach_the_student_and_never_the_teacher(toy, setup, batch):
     task, model, criterion = setup([*toy.multilingual, *toy.tiny, *toy.training, *toy.task, *teachers_flag(de=toy.de)])
     members = task.teachers["en-de"].members

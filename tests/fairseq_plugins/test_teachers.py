@@ -6,6 +6,7 @@ import shutil
 
 import pytest
 import torch
+from fairseq import utils
 
 from fairseq_plugins.errors import UserError
 from fairseq_plugins.safe_checkpoint import read_checkpoint
@@ -52,6 +53,46 @@ def test_hostile_checkpoint_is_refused_in_one_line_and_not_executed(toy, tmp_pat
     assert not marker.exists()
     torch.load(path, weights_only=False)
     assert marker.exists(), "the file was harmless, so the test shows nothing"
+
+
+def program(marker):
+    return f"__import__('pathlib').Path({str(marker)!r}).touch() or True"
+
+
+@pytest.mark.parametrize(
+    ("task", "task_option", "model_option"),
+    [
+        ("multilingual_translation_kd", "langtoks", None),
+        ("translation_multi_simple_epoch", "left_pad_source", None),
+        ("translation", None, "adaptive_softmax_cutoff"),
+    ],
+)
+def test_options_of_a_hostile_checkpoint_that_fairseq_would_evaluate_are_not_executed(
+    toy, setup, tmp_path, vocabulary, task, task_option, model_option
+):
+    marker = tmp_path / "executed"
+    options = vars(setup([*toy.multilingual, *toy.tiny, *toy.training, *toy.task])[0].kd)
+
+    def poison(state):
+        if task_option:
+            poisoned = {**options, "data": str(toy.data), "_name": task, task_option: program(marker)}
+            # as the two tasks leave them in a checkpoint
+            stock = task == "translation_multi_simple_epoch"
+            state["cfg"]["task"] = argparse.Namespace(**poisoned) if stock else poisoned
+        if model_option:
+            setattr(state["cfg"]["model"], model_option, program(marker))
+
+    path = changed(toy.de, tmp_path / "evil.pt", poison)
+    assert "cannot rebuild teacher" in refusal(load_teacher, path, vocabulary)
+    assert not marker.exists()
+    assert utils.eval_bool("1 == 1"), "fairseq evaluates its own options as before"
+
+
+def test_architectures_that_run_options_or_open_other_files_are_refused(toy, tmp_path, vocabulary):
+    path = changed(toy.de, tmp_path / "evil.pt", lambda state: setattr(state["cfg"]["model"], "_name", "fconv"))
+    line = refusal(load_teacher, path, vocabulary)
+    assert "--arch fconv" in line
+    assert "transformer" in line
 
 
 def test_checkpoints_with_everything_that_fairseq_writes_are_read(toy, train, tmp_path):
