@@ -11,7 +11,7 @@ class UserError(Exception):
     """
 
     @property
-    def message(self) -> str:
+    def line(self) -> str:
         """The line; without the traceback that a loader process wraps around an error it passes on."""
         text = str(self)
         if "Original Traceback" in text:
@@ -24,7 +24,7 @@ def run_command(name: str, command: Callable[[], None]) -> None:
     try:
         command()
     except UserError as error:
-        print(f"{name}: error: {error.message}", file=sys.stderr, flush=True)
+        print(f"{name}: error: {error.line}", file=sys.stderr, flush=True)
         sys.exit(2)
     except KeyboardInterrupt:
         sys.exit(130)

@@ -77,7 +77,7 @@ def find_weights(name: str) -> torchvision.models.WeightsEnum | None:
         return None
     try:
         return torchvision.models.get_weight(name)
-    except ValueError:
+    except (ValueError, KeyError):
         raise UserError(
             f"torchvision has no weights '{name}'; expected a name such as ResNet50_Weights.IMAGENET1K_V2"
         ) from None

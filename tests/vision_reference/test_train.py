@@ -1,0 +1,451 @@
+"""The trainer: equal to a plain loop step by step, exact under resume and any number of processes, clear in errors."""
+
+import json
+import os
+import subprocess
+import sys
+from contextlib import nullcontext
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import nn
+from torchvision.models import mobilenet_v3_small, resnet18, shufflenet_v2_x0_5
+from torchvision.transforms import functional as TF
+
+from vision_reference.arguments import parse_args
+from vision_reference.datasets import ImageDataset, image_folder
+from vision_reference.distillation import Teacher
+from vision_reference.distributed import Rank
+from vision_reference.learner import build_learner
+from vision_reference.loaders import MixingLoader, TorchvisionLoader
+from vision_reference.presets import PRESETS, Normalize, training_pipeline
+from vision_reference.samplers import EvalBatchSampler, TrainBatchSampler
+from vision_reference.train import Machine, evaluate, train_one_epoch
+
+CPU = torch.device("cpu")
+PLAIN = Machine(Rank(), CPU, torch.contiguous_format, torch.bfloat16, nullcontext)
+
+
+def loader_of(folder, batch_size, *, train, seed=1):
+    samples, classes = image_folder(folder / ("train" if train else "val"))
+    preset = PRESETS["digits"]
+    dataset = ImageDataset(samples, classes, training_pipeline(preset, crop_size=32) if train else TF.pil_to_tensor)
+    sampler = (
+        TrainBatchSampler(len(samples), batch_size, seed=seed) if train else EvalBatchSampler(len(samples), batch_size)
+    )
+    return TorchvisionLoader(
+        dataset,
+        sampler,
+        workers=0,
+        normalize=Normalize(preset.mean, preset.std),
+        device=CPU,
+        memory_format=torch.contiguous_format,
+    )
+
+
+class InFloat64:
+    """A loader whose images are float64, so that two ways of computing the same do not drift apart by rounding."""
+
+    def __init__(self, loader):
+        self.loader, self.step_sizes, self.set_epoch = loader, loader.step_sizes, loader.set_epoch
+
+    def __len__(self):
+        return len(self.loader)
+
+    def __iter__(self):
+        return ((images.double(), labels) for images, labels in self.loader)
+
+
+def small_network(seed, classes=4):
+    torch.manual_seed(seed)
+    return shufflenet_v2_x0_5(num_classes=classes)
+
+
+def smooth_network(seed):
+    """Convolution, batch norm and a smooth activation in float64: rounding errors stay as small as they begin."""
+    torch.manual_seed(seed)
+    layers = [nn.Conv2d(3, 8, 3, stride=2), nn.BatchNorm2d(8), nn.Tanh(), nn.AvgPool2d(5), nn.Flatten()]
+    return nn.Sequential(*layers, nn.Linear(72, 4)).double()
+
+
+def weights(folder, name="checkpoint.pth"):
+    return torch.load(Path(folder) / name, weights_only=True)["model"]
+
+
+def assert_same_weights(first, second):
+    assert first.keys() == second.keys()
+    differing = [name for name in first if not torch.equal(first[name], second[name])]
+    assert not differing
+
+
+@pytest.mark.parametrize(
+    "flags", ["--label-smoothing 0.1", "--teacher x --teacher-weights y --kd-temperature 2 --kd-weight 0.7"]
+)
+def test_training_equals_a_plain_pytorch_loop_step_by_step(few_digits, flags):
+    args = parse_args(["--epochs", "2", "--lr", "0.05", "--wd", "1e-3", "--label-smoothing", "0.1", *flags.split()])
+    student = smooth_network(0)
+    teacher_network = smooth_network(9) if args.teacher else None
+    teacher = Teacher(teacher_network, CPU, torch.contiguous_format, nullcontext) if args.teacher else None
+    learner = build_learner(student, args, PLAIN.rank, CPU, torch.bfloat16)
+    loader = InFloat64(loader_of(few_digits, 16, train=True))
+
+    plain = smooth_network(0).train()
+    optimizer = torch.optim.SGD(plain.parameters(), 0.05, momentum=0.9, weight_decay=1e-3)
+    for epoch in range(2):
+        expected_loss, images_seen = 0.0, 0
+        loader.set_epoch(epoch)
+        for images, labels in loader:
+            logits = plain(images)
+            loss = F.cross_entropy(logits, labels, label_smoothing=0.1)
+            if args.teacher:
+                with torch.no_grad():
+                    p = F.softmax(teacher_network(images) / 2, dim=1)
+                q = F.log_softmax(logits / 2, dim=1)
+                loss = 0.7 * 4 * (p * (p.log() - q)).sum(dim=1).mean() + 0.3 * loss
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            expected_loss += loss.item() * len(images)
+            images_seen += len(images)
+        figures = train_one_epoch(learner, teacher, loader, PLAIN, args, epoch)
+        assert images_seen == 83
+        assert figures["loss"] == pytest.approx(expected_loss / 83, rel=1e-9)
+        for (name, ours), theirs in zip(student.named_parameters(), plain.parameters(), strict=True):
+            torch.testing.assert_close(ours, theirs, rtol=1e-7, atol=1e-9, msg=name)
+
+
+def test_evaluation_equals_counting_by_hand(few_digits):
+    network = small_network(3).eval()
+    loader = loader_of(few_digits, 10, train=False)
+    result = evaluate(network, loader, PLAIN, 0.0)
+    top1 = top5 = 0
+    loss = 0.0
+    samples, _ = image_folder(few_digits / "val")
+    with torch.no_grad():
+        for path, label in samples:
+            pixels = TF.pil_to_tensor(Image.open(path)).float() / 255
+            logits = network(((pixels - 0.5) / 0.5).unsqueeze(0))[0]
+            ranking = logits.argsort(descending=True).tolist()
+            top1 += ranking[0] == label
+            top5 += label in ranking[:5]
+            loss -= F.log_softmax(logits.double(), dim=0)[label].item()
+    assert result["acc1"] == pytest.approx(100 * top1 / 37, abs=1e-9)
+    assert result["acc5"] == pytest.approx(100 * top5 / 37, abs=1e-9)
+    assert result["loss"] == pytest.approx(loss / 37, rel=1e-4)
+
+
+def test_batches_do_not_depend_on_the_number_of_workers(few_digits):
+    alone = list(loader_of(few_digits, 16, train=True))
+    samples, classes = image_folder(few_digits / "train")
+    preset = PRESETS["digits"]
+    parallel = TorchvisionLoader(
+        ImageDataset(samples, classes, training_pipeline(preset, crop_size=32)),
+        TrainBatchSampler(len(samples), 16, seed=1),
+        workers=2,
+        normalize=Normalize(preset.mean, preset.std),
+        device=CPU,
+        memory_format=torch.channels_last,
+    )
+    for (images, labels), (others, other_labels) in zip(alone, parallel, strict=True):
+        assert torch.equal(images, others)
+        assert torch.equal(labels, other_labels)
+        assert others.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_mixed_images_and_their_labels_are_mixed_alike_and_repeatably(few_digits):
+    def mixed(**methods):
+        loader = MixingLoader(loader_of(few_digits, 16, train=True), num_classes=4, seed=1, rank=0, **methods)
+        loader.set_epoch(3)
+        return list(loader)
+
+    plain = loader_of(few_digits, 16, train=True)
+    plain.set_epoch(3)
+    for (images, targets), (original, labels) in zip(mixed(mixup_alpha=0.2, cutmix_alpha=0.0), plain, strict=True):
+        onehot = F.one_hot(labels, 4).float()
+        partner = onehot.roll(1, 0)
+        differs = (onehot != partner).any(dim=1)
+        share = ((targets * onehot).sum(dim=1))[differs][0]
+        torch.testing.assert_close(targets, share * onehot + (1 - share) * partner)
+        torch.testing.assert_close(images, share * original + (1 - share) * original.roll(1, 0), rtol=1e-4, atol=1e-5)
+    both = mixed(mixup_alpha=0.2, cutmix_alpha=1.0)
+    for (images, targets), (again, same) in zip(both, mixed(mixup_alpha=0.2, cutmix_alpha=1.0), strict=True):
+        assert torch.equal(images, again)
+        assert torch.equal(targets, same)
+
+
+@pytest.fixture(scope="module")
+def teacher_run(train, tmp_path_factory):
+    """A teacher of two epochs."""
+    folder = tmp_path_factory.mktemp("teacher")
+    train("--model", "resnet18", "--epochs", 2, "--label-smoothing", 0.1, "--output-dir", folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def student_flags(teacher_run):
+    return ["--model", "shufflenet_v2_x0_5", "--teacher", "resnet18", "--teacher-weights", teacher_run / "best.pth"]
+
+
+@pytest.fixture(scope="module")
+def straight_run(train, student_flags, tmp_path_factory):
+    """A student of four epochs, trained without a stop."""
+    folder = tmp_path_factory.mktemp("straight")
+    text = train(*student_flags, "--epochs", 4, "--model-ema", "--model-ema-steps", 2, "--output-dir", folder)
+    return folder, text
+
+
+def test_the_files_of_a_run_are_those_the_readme_names(straight_run, metrics):
+    folder, text = straight_run
+    assert sorted(file.name for file in folder.iterdir()) == [
+        "best.pth", "checkpoint.pth", "metrics.jsonl", "model_3.pth",
+    ]  # fmt: skip
+    records = metrics(folder)
+    assert [record["epoch"] for record in records] == [0, 1, 2, 3]
+    for record in records:
+        assert {
+            "epoch", "lr", "train_loss", "kd_loss", "ce_loss", "train_acc1", "val_loss", "val_acc1", "val_acc5",
+            "images_per_second", "seconds",
+        } <= record.keys()  # fmt: skip
+        assert record["train_loss"] == pytest.approx(record["kd_loss"], rel=1e-6)  # --kd-weight is 1
+    assert "kd " in text
+    assert "ETA" in text
+    checkpoint = torch.load(folder / "checkpoint.pth", weights_only=True)  # plain torch, no allow-list
+    assert checkpoint["epoch"] == 3
+    assert checkpoint["arch"] == "shufflenet_v2_x0_5"
+    assert {"model", "optimizer", "lr_scheduler", "scaler", "model_ema", "best", "rng", "args"} <= checkpoint.keys()
+    assert not any("teacher" in name for name in checkpoint["model"])
+    assert checkpoint["args"]["kd_temperature"] == 1.0
+
+
+def test_stopped_and_resumed_equals_straight_bit_for_bit(train, student_flags, straight_run, tmp_path, metrics):
+    flags = [*student_flags, "--epochs", 4, "--model-ema", "--model-ema-steps", 2, "--output-dir", tmp_path]
+    script = (
+        "import sys, vision_reference.train as t\n"
+        "real = t.train_one_epoch\n"
+        "def dies(*a):\n"
+        "    if a[-1] == 2: sys.exit(9)\n"
+        "    return real(*a)\n"
+        "t.train_one_epoch = dies\n"
+        "t.main(t.parse_args(sys.argv[1:]))\n"
+    )
+    command = [sys.executable, "-c", script, *train.flags, *map(str, flags)]
+    died = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    assert died.returncode == 9, died.stderr
+    assert len(metrics(tmp_path)) == 2
+    with (tmp_path / "metrics.jsonl").open("a") as file:  # as if it had died between a record and its checkpoint
+        file.write(json.dumps({"epoch": 2, "val_acc1": -1}) + '\n{"epoch": 3, "va')
+    train(*flags, "--resume", "auto")
+    straight, _ = straight_run
+    assert_same_weights(weights(straight), weights(tmp_path))
+    ema, other = (torch.load(f / "checkpoint.pth", weights_only=True)["model_ema"] for f in (straight, tmp_path))
+    assert_same_weights(ema, other)
+    timeless = [
+        [{k: v for k, v in record.items() if "second" not in k} for record in metrics(folder)]
+        for folder in (straight, tmp_path)
+    ]
+    assert timeless[0] == timeless[1]
+
+
+def test_a_finished_run_is_left_alone(train, student_flags, straight_run):
+    folder, _ = straight_run
+    before = (folder / "checkpoint.pth").stat().st_mtime_ns
+    assert "nothing to do" in train(*student_flags, "--epochs", 4, "--output-dir", folder, "--resume", "auto")
+    assert (folder / "checkpoint.pth").stat().st_mtime_ns == before
+
+
+def test_accuracy_is_the_same_number_on_one_two_and_three_processes(train, straight_run, tmp_path):
+    folder, _ = straight_run
+    flags = ["--model", "shufflenet_v2_x0_5", "--test-only", "--resume", folder / "best.pth", "--output-dir", tmp_path]
+    lines = []
+    for processes in (None, 2, 3):
+        text = train(*flags, processes=processes)
+        lines += [line for line in text.splitlines() if line.startswith("Test:")]
+    assert len(lines) == 3
+    assert len({line.partition("Acc@1")[2] for line in lines}) == 1
+    best = torch.load(folder / "best.pth", weights_only=True)
+    assert best["epoch"] in range(4)
+
+
+def test_two_processes_train_as_one_does_on_the_same_global_batches(train, tmp_path, metrics):
+    # No batch norm and no dropout: then the processes' gradients add up to those of the whole batch.
+    script = tmp_path / "linear.py"
+    script.write_text(
+        "import torchvision, vision_reference.models as m, vision_reference.train as t\n"
+        "from torch import nn\n"
+        "m.build_model = lambda name, classes: nn.Sequential(nn.Flatten(), nn.Linear(3072, classes))\n"
+        "t.check_input_sizes = lambda *a: None\n"
+        "t.main(t.parse_args())\n"
+    )
+    results = {}
+    for processes, batch in ((1, 14), (2, 7)):  # the last batch has 13 images: 7 and 6
+        out = tmp_path / str(processes)
+        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
+        flags = [*train.flags, "--batch-size", str(batch), "--epochs", "2", "--output-dir", str(out), "--lr", "0.01"]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        done = subprocess.run([*command, str(script), *flags], capture_output=True, text=True, env=environment)
+        assert done.returncode == 0, done.stderr
+        results[processes] = (weights(out), metrics(out)[-1])
+    one, two = results[1], results[2]
+    for name, tensor in one[0].items():
+        torch.testing.assert_close(tensor, two[0][name], rtol=1e-4, atol=1e-6)
+    for figure in ("train_loss", "train_acc1", "val_loss", "val_acc1"):
+        assert one[1][figure] == pytest.approx(two[1][figure], rel=1e-4)
+
+
+def test_distilling_over_two_processes_resumes_exactly(train, student_flags, tmp_path):
+    train(*student_flags, "--epochs", 2, "--output-dir", tmp_path / "straight", processes=2)
+    train(*student_flags, "--epochs", 1, "--output-dir", tmp_path / "stopped", processes=2)
+    train(*student_flags, "--epochs", 2, "--output-dir", tmp_path / "stopped", "--resume", "auto", processes=2)
+    assert_same_weights(weights(tmp_path / "straight"), weights(tmp_path / "stopped"))
+    rng = torch.load(tmp_path / "stopped" / "checkpoint.pth", weights_only=True)["rng"]
+    assert len(rng) == 2
+    assert not torch.equal(rng[0]["torch"], rng[1]["torch"])
+
+
+def test_the_teachers_file_and_weights_are_untouched_by_training(train, student_flags, teacher_run, tmp_path):
+    before = (teacher_run / "best.pth").read_bytes()
+    train(*student_flags, "--epochs", 1, "--output-dir", tmp_path)
+    assert (teacher_run / "best.pth").read_bytes() == before
+
+
+def test_bf16_channels_last_clipping_mixing_and_erasing_work_together_with_a_teacher(
+    train, student_flags, tmp_path, metrics
+):
+    flags = "--amp --amp-dtype bf16 --clip-grad-norm 1 --mixup-alpha 0.2 --cutmix-alpha 1 --random-erase 0.2"
+    schedule = "--lr-scheduler cosineannealinglr --lr-warmup-epochs 1 --lr-warmup-per-step --label-smoothing 0.1"
+    more = "--ra-sampler --backend tensor --use-v2 --keep-checkpoints 0 --opt adamw --lr 1e-3"
+    distillation = ["--kd-weight", 0.5, "--kd-temperature", 3]
+    train(
+        *student_flags,
+        *distillation,
+        *flags.split(),
+        *schedule.split(),
+        *more.split(),
+        "--epochs",
+        2,
+        "--output-dir",
+        tmp_path,
+    )
+    last = metrics(tmp_path)[-1]
+    assert last["train_loss"] == pytest.approx(0.5 * last["kd_loss"] + 0.5 * last["ce_loss"], rel=1e-5)
+    assert not list(tmp_path.glob("model_*.pth"))
+
+
+def test_fp16_training_scales_its_gradients_and_clips_them_unscaled(few_digits):
+    args = parse_args(["--amp", "--amp-dtype", "fp16", "--clip-grad-norm", "0.001", "--epochs", "1", "--lr", "1"])
+    args.momentum = args.weight_decay = 0.0
+    network = nn.Sequential(nn.Flatten(), nn.Linear(3072, 4))
+    before = network[1].weight.detach().clone()
+    learner = build_learner(network, args, Rank(), CPU, torch.float16)
+    assert learner.scaler.is_enabled()
+    loader = loader_of(few_digits, 83, train=True)
+    train_one_epoch(learner, None, loader, PLAIN, args, 0)
+    moved = torch.cat([(network[1].weight - before).flatten(), network[1].bias.detach() * 0]).norm().item()
+    assert 0 < moved <= 0.001 * 1.01  # one step of rate 1: the clipped gradient itself
+
+
+def test_init_weights_give_a_student_its_start_and_another_class_count_a_new_head(train, tmp_path):
+    torch.manual_seed(0)
+    source = mobilenet_v3_small(num_classes=7)
+    torch.save({"state_dict": {"module." + k: v for k, v in source.state_dict().items()}}, tmp_path / "w.pth.tar")
+    flags = ["--model", "mobilenet_v3_small", "--init-weights", tmp_path / "w.pth.tar", "--lr", 0, "--wd", 0]
+    train(*flags, "--epochs", 1, "--output-dir", tmp_path)
+    trained = weights(tmp_path)
+    assert trained["classifier.3.weight"].shape == (4, 1024)
+    assert torch.equal(trained["features.0.0.weight"], source.state_dict()["features.0.0.weight"])
+    assert torch.equal(trained["classifier.0.weight"], source.state_dict()["classifier.0.weight"])
+
+
+def test_scaled_learning_rate_is_linear_in_the_global_batch():
+    args = parse_args(["--lr", "0.1", "--batch-size", "128", "--scale-lr"])
+    learner = build_learner(nn.Linear(2, 2), args, Rank(world_size=8), CPU, torch.bfloat16)
+    assert learner.optimizer.param_groups[0]["lr"] == pytest.approx(0.1 * 128 * 8 / 256)
+    args = parse_args(["--lr", "0.1", "--batch-size", "128"])
+    learner = build_learner(nn.Linear(2, 2), args, Rank(world_size=8), CPU, torch.bfloat16)
+    assert learner.optimizer.param_groups[0]["lr"] == 0.1
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ("--model resnet19", "unknown model 'resnet19'; allowed: torchvision's classification models, such as resnet"),
+        ("--teacher resnet18", "--teacher needs --teacher-weights"),
+        ("--kd-temperature 2", "--kd-temperature was given without --teacher"),
+        ("--kd-temperature 0", "argument --kd-temperature: '0' is not a number above 0"),
+        ("--kd-weight 1.5", "argument --kd-weight: '1.5' is not a number from 0 to 1"),
+        ("--label-smoothing -1", "argument --label-smoothing: '-1' is not a number from 0 to 1"),
+        ("--lr-scheduler poly", "unknown --lr-scheduler 'poly'; allowed: steplr, cosineannealinglr, exponentiallr"),
+        ("--opt lion", "unknown optimizer 'lion'; allowed: sgd"),
+        ("--resume nowhere.pth", "no file 'nowhere.pth'"),
+        ("--init-weights nowhere.pth", "no checkpoint file 'nowhere.pth'"),
+        ("--weights ResNet18_Weights.NONE", "torchvision has no weights 'ResNet18_Weights.NONE'"),
+        ("--weights ResNet50_Weights.IMAGENET1K_V1", "are not weights of resnet18"),
+        ("--model vit_b_16", "takes 224x224 images only, not 32x32"),
+        ("--data-path /nowhere", "no folder /nowhere/val; --data-path needs train/ and val/"),
+        ("--nonsense 1", "unrecognized arguments: --nonsense 1"),
+    ],
+)
+def test_a_mistake_is_told_in_one_line(train, tmp_path, flags, message):
+    text = train("--epochs", 1, "--output-dir", tmp_path, *flags.split(), expect=2)
+    errors = [line for line in text.splitlines() if line.startswith("train.py: error:")]
+    assert len(errors) == 1, text
+    assert message in errors[0]
+
+
+def test_mistakes_in_the_data_are_told_in_one_line(train, tmp_path, blank_images):
+    both = {"train/cat": 3, "val/cat": 2}
+    cases = [
+        ({"train/cat": 3}, "no folder"),
+        ({**both, "train/dog": 0, "val/dog": 1}, "no images in the folder of dog"),
+        ({**both, "train/dog": 2, "val/eel": 1}, "only in train/: dog; only in val/: eel"),
+    ]
+    for number, (counts, message) in enumerate(cases):
+        folder = blank_images(tmp_path / str(number), counts)
+        text = train("--epochs", 1, "--output-dir", tmp_path, "--data-path", folder, expect=2)
+        assert message in text.splitlines()[-1]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_an_unreadable_image_ends_the_run_with_its_path(train, tmp_path, blank_images, workers):
+    folder = blank_images(tmp_path / "data", {"train/cat": 4, "train/dog": 4, "val/cat": 2, "val/dog": 2})
+    (folder / "train" / "dog" / "2.png").write_bytes(b"not an image")
+    text = train("--epochs", 1, "--output-dir", tmp_path, "--data-path", folder, "--workers", workers, expect=2)
+    last = text.strip().splitlines()[-1]
+    assert last.startswith("train.py: error: unreadable image")
+    assert str(folder / "train" / "dog" / "2.png") in last
+
+
+def test_a_teacher_of_another_class_count_or_network_is_refused(train, tmp_path, digits, teacher_run):
+    flags = ["--epochs", 1, "--output-dir", tmp_path, "--teacher-weights", teacher_run / "best.pth"]
+    text = train(*flags, "--teacher", "resnet18", "--data-path", digits, expect=2)
+    assert "the file has 4 classes, the model 10" in text
+    text = train(*flags, "--teacher", "resnet34", expect=2)
+    assert "resnet18" in text.splitlines()[-1]
+    assert "resnet34" in text.splitlines()[-1]
+
+
+def test_a_diverging_run_stops_and_keeps_the_last_good_checkpoint(train, tmp_path):
+    text = train("--epochs", 3, "--lr", "1e30", "--output-dir", tmp_path, expect=2)
+    assert "the loss is" in text.splitlines()[-1]
+    assert not (tmp_path / "checkpoint.pth").exists()
+
+
+def test_help_explains_distillation():
+    args = [sys.executable, "-m", "vision_reference.train", "--help"]
+    text = subprocess.run(args, capture_output=True, text=True, check=True).stdout
+    for piece in ("--teacher NAME", "--kd-temperature T", "L * T^2 * KL(teacher^T || student^T)", "rule of thumb"):
+        assert piece in text
+
+
+def test_resnet_weights_of_the_authors_evaluate(train, tmp_path):
+    network = resnet18(num_classes=4)
+    state = {"module." + name: tensor for name, tensor in network.state_dict().items()}
+    torch.save(
+        {"arch": "resnet18", "state_dict": state, "best_acc1": torch.tensor([71.5]), "epoch": 90},
+        tmp_path / "a.pth.tar",
+    )
+    text = train("--model", "resnet18", "--test-only", "--resume", tmp_path / "a.pth.tar", "--output-dir", tmp_path)
+    assert "Acc@1" in text
