@@ -140,7 +140,7 @@ def _add_data(group) -> None:
         choices=sorted(PRESETS),
         default="imagenet",
         help="augmentation and normalization: imagenet (torchvision's), cub (birds: larger crops, rotation, colour), "
-        "digits (small shifts, never mirrored) (default: imagenet)",
+        "digits (small shifts, never mirrored), cifar10 (small shifts, mirrored) (default: imagenet)",
     )
     group.add_argument(
         "-j", "--workers", type=_natural, default=16, help="loader processes per process, at most its cores"
@@ -150,7 +150,7 @@ def _add_data(group) -> None:
 
 
 def _add_augmentation(group) -> None:
-    sizes = "side in pixels (default: {}; digits: 32)"
+    sizes = "side in pixels (default: {}; digits and cifar10: 32)"
     group.add_argument("--train-crop-size", type=_count, help="training crop: " + sizes.format(224))
     group.add_argument(
         "--val-resize-size", type=_count, help="evaluation, before the crop: shorter " + sizes.format(256)

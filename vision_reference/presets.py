@@ -67,6 +67,14 @@ PRESETS = {
         mirror=False,
         shift=0.1,
     ),
+    # Small photographs: moved by up to 4 of 32 pixels and mirrored, as is usual for CIFAR-10.
+    "cifar10": Preset(
+        train_crop_size=32,
+        val_resize_size=32,
+        val_crop_size=32,
+        crop_scale=None,
+        shift=0.125,
+    ),
 }
 
 
