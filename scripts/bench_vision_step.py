@@ -9,12 +9,14 @@ down slows all of them down; ratios are taken within a round.
 
   authors   fp32, contiguous memory, teacher under no_grad, loss and accuracies fetched with .item() in every step;
             ready-made batches
-  ours      train_one_epoch of vision_reference/train.py with --amp: its loader (uint8 images in memory, no decoding),
-            autocast, channels_last, inference mode, schedule, averages, progress lines
+  ours      train_one_epoch of vision_reference/train.py, with --amp unless told otherwise: its loader (uint8 images in
+            memory, no decoding), channels_last, inference mode, schedule, averages, progress lines
   floor     what no loop can do without, in the same precision and layout as ours: teacher forward, student forward,
             loss, backward, optimizer step; ready-made batches
 
-Aims on two CPU cores at 224: ours at least 3.0 times as fast as the authors' way, and within 5 % of its floor.
+Aims on two CPU cores at 224: ours at least 3.0 times as fast as the authors' way, and within 5 % of its floor. The
+first needs a CPU that multiplies in bf16 faster than in fp32 (Intel's with AMX, for one; the report says what this one
+does). Where it does not, --amp costs time, and --no-amp shows what training without it gains.
 Weights are random: they do not change the amount of work.
 """
 
@@ -82,9 +84,17 @@ class ImagesInMemory(Dataset):
         return self.images[index], int(self.labels[index])
 
 
-def turns(setting: Setting, device: str) -> dict[str, Callable[[], object]]:
+def turns(setting: Setting, device: str, amp: bool) -> dict[str, Callable[[], object]]:
     """For each way a function that does ``setting.steps`` training steps."""
-    flags = ["--device", device, "--batch-size", str(setting.batch_size), "--model", STUDENT, "--amp"]
+    flags = [
+        "--device",
+        device,
+        "--batch-size",
+        str(setting.batch_size),
+        "--model",
+        STUDENT,
+        *(["--amp"] if amp else []),
+    ]
     flags += ["--teacher", TEACHER, "--teacher-weights", "random", "--kd-temperature", str(TEMPERATURE)]
     args = parse_training_flags(flags)
     machine = choose_machine(args)
@@ -156,9 +166,9 @@ def step_like_the_authors(
     return sums
 
 
-def measure(setting: Setting, device: str) -> dict[str, list[float]]:
+def measure(setting: Setting, device: str, amp: bool) -> dict[str, list[float]]:
     """Seconds per step of each way, one entry per round. A first turn of each is not counted."""
-    by_way = turns(setting, device)
+    by_way = turns(setting, device, amp)
     seconds: dict[str, list[float]] = {way: [] for way in WAYS}
     with tqdm(total=(1 + setting.rounds) * len(WAYS), unit="turn") as bar:
         for number in range(1 + setting.rounds):
@@ -181,6 +191,16 @@ def timed(turn: Callable[[], object]) -> float:
     return time.perf_counter() - begin
 
 
+def bf16_speed(device: str) -> float:
+    """How many times as fast as in fp32 this device multiplies large matrices in bf16; best of five tries each."""
+
+    def seconds(dtype: torch.dtype) -> float:
+        matrix = torch.ones(1024, 1024, dtype=dtype, device=device)
+        return min(timed(lambda: matrix @ matrix) for _ in range(6))
+
+    return seconds(torch.float32) / seconds(torch.bfloat16)
+
+
 def spread(values: list[float]) -> dict[str, float]:
     """Median, smallest and largest of ``values``."""
     return {"median": statistics.median(values), "min": min(values), "max": max(values)}
@@ -197,12 +217,12 @@ def summarize(setting: Setting, seconds: dict[str, list[float]]) -> dict:
     }
 
 
-def report(setting: Setting, summary: dict) -> str:
+def report(setting: Setting, amp: bool, summary: dict) -> str:
     """The summary as a table with the ratios below."""
     size = setting.image_size
     lines = [
-        f"{TEACHER} to {STUDENT}, {size}x{size}, batch {setting.batch_size}, {setting.rounds} rounds of "
-        f"{setting.steps} steps, {torch.get_num_threads()} threads, torch {torch.__version__}",
+        f"{TEACHER} to {STUDENT}, {size}x{size}, batch {setting.batch_size}, ours {'with' if amp else 'without'} --amp",
+        f"{setting.rounds} rounds of {setting.steps} steps, {torch.get_num_threads()} threads",
         f"{'way':<10}{'images/s':>10}   slowest and fastest round",
     ]
     for way, rate in summary["images_per_second"].items():
@@ -226,18 +246,28 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, metavar="B", help="images per step (default: 16; --quick: 8)")
     parser.add_argument("--rounds", type=int, metavar="N", help="rounds (default: 7; --quick: 3)")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="(default: cpu)")
+    parser.add_argument("--no-amp", action="store_true", help="ours and its floor in fp32")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write setting, measurements and summary here")
     args = parser.parse_args()
     changes = {name: value for name in ("batch_size", "rounds") if (value := getattr(args, name)) is not None}
     if any(value < 1 for value in changes.values()):
         parser.error("--batch-size and --rounds must be 1 or more")
     setting = Setting(**{**asdict(QUICK if args.quick else FULL), **changes})
-    seconds = measure(setting, args.device)
+    amp = not args.no_amp
+    begin, cpu_begin = time.perf_counter(), time.process_time()
+    seconds = measure(setting, args.device, amp)
+    got = (time.process_time() - cpu_begin) / (time.perf_counter() - begin) / torch.get_num_threads()
+    bf16 = bf16_speed(args.device)
     summary = summarize(setting, seconds)
-    print(report(setting, summary))
+    print(report(setting, amp, summary))
+    print(f"matrix products in bf16: {bf16:.2f} times as fast as in fp32 on this {args.device}")
+    if args.device == "cpu" and got < 0.85:
+        print(f"note: other processes were busy, this one got {100 * got:.0f} % of its cores; repeat when it is quiet")
     if args.json:
         machine = {"cpus": os.cpu_count(), "threads": torch.get_num_threads(), "torch": torch.__version__}
-        record = {"setting": asdict(setting), "device": args.device, "machine": machine, "seconds_per_step": seconds}
+        machine |= {"bf16_speed": bf16, "share_of_cores": got}
+        record = {"setting": asdict(setting), "device": args.device, "amp": amp, "machine": machine}
+        record["seconds_per_step"] = seconds
         args.json.write_text(json.dumps(record | summary, indent=1) + "\n")
 
 
