@@ -1,10 +1,13 @@
 """BLEU and chrF of translations by sacrebleu, and the paired bootstrap test against a baseline."""
 
+import logging
+
 from sacrebleu.metrics import BLEU, CHRF
 from sacrebleu.significance import PairedTest
 
 METRICS = {"bleu": BLEU, "chrf": CHRF}
 BOOTSTRAP_SAMPLES = 1000
+logging.getLogger("sacrebleu").setLevel(logging.WARNING)  # the test reports its progress as log lines
 
 
 def score(hypotheses: list[str], references: list[str]) -> dict[str, float]:
@@ -12,12 +15,12 @@ def score(hypotheses: list[str], references: list[str]) -> dict[str, float]:
     return {name: metric().corpus_score(hypotheses, [references]).score for name, metric in METRICS.items()}
 
 
-def signatures(hypotheses: list[str], references: list[str]) -> dict[str, str]:
-    """sacrebleu's signature of each metric: all that must be equal for scores to be comparable."""
+def signatures() -> dict[str, str]:
+    """sacrebleu's signature of each metric as `score` uses it: all that must be equal for scores to be comparable."""
     found = {}
     for name, make in METRICS.items():
         metric = make()
-        metric.corpus_score(hypotheses, [references])  # the signature tells the number of references only afterwards
+        metric.corpus_score([""], [[""]])  # only then does the signature tell the number of references
         found[name] = str(metric.get_signature())
     return found
 
@@ -31,6 +34,7 @@ def paired_bootstrap(hypotheses: list[str], baseline: list[str], references: lis
     Returns per metric the baseline's score, the difference (system minus baseline), the p-value and the half width of
     the system's 95 % confidence interval.
     """
+    identical = hypotheses == baseline
     test = PairedTest(
         [("baseline", baseline), ("system", hypotheses)],
         {name: make() for name, make in METRICS.items()},
@@ -45,7 +49,8 @@ def paired_bootstrap(hypotheses: list[str], baseline: list[str], references: lis
         compared[name] = {
             "baseline": before.score,
             "difference": after.score - before.score,
-            "p_value": after.p_value,
+            # No resample of two equal systems differs more than the test set; sacrebleu would call that p = 0.001.
+            "p_value": 1.0 if identical else after.p_value,
             "confidence": after.ci,
         }
     return compared

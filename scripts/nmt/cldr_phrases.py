@@ -135,7 +135,7 @@ def list_of(item: Callable[[random.Random], Phrase]) -> Callable[[random.Random]
 
 
 # How often each kind is drawn; small kinds run out of new phrases and are filled up by the large ones.
-_KINDS: dict[Callable[[random.Random], Phrase], int] = {
+KINDS: dict[Callable[[random.Random], Phrase], int] = {
     date: 20,
     date_span: 10,
     relative_time: 10,
@@ -156,7 +156,7 @@ def phrases(count: int = PHRASES, seed: int = SEED) -> list[dict[str, str]]:
     seen: dict[str, set[str]] = {code: set() for code in _LOCALES}
     found = []
     while len(found) < count:
-        (sample,) = rng.choices(list(_KINDS), list(_KINDS.values()))
+        (sample,) = rng.choices(list(KINDS), list(KINDS.values()))
         render = sample(rng)
         texts = {code: clean(render(code)) for code in _LOCALES}
         if all(text and text not in seen[code] for code, text in texts.items()):

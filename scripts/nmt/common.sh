@@ -4,15 +4,20 @@
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
 [ -d "$root/.venv/bin" ] && PATH="$root/.venv/bin:$PATH"
 
-usage() { sed -n '2,/^set -/{/^set -/d;s/^# \{0,1\}//p}' "$0"; }
+# Prints the comment at the script's head and ends, if that is what was asked for.
+help_if_asked() {
+    if [[ "${1:-}" =~ ^(-h|--help)$ ]]; then
+        sed -n '2,/^set -/{/^set -/d;s/^# \{0,1\}//p}' "$0"
+        exit 0
+    fi
+}
 
-need_data() {
-    if [ ! -f "${DATA:-}/manifest.json" ]; then
-        echo "$(basename "$0"): DATA='${DATA:-}' is no prepared folder (no manifest.json in it);" \
-            "make one with scripts/nmt/prepare.py and set DATA to it" >&2
+need_data_and_out() {
+    PAIRS=$(python "$root/scripts/nmt/choose_pairs.py" "${DATA:-}" "${PAIRS:-}")
+    if [ -z "${OUT:-}" ]; then
+        echo "$(basename "$0"): OUT is not set; set it to the folder for what is trained, such as results/experts" >&2
         exit 2
     fi
-    PAIRS=${PAIRS:-$(python "$root/scripts/nmt/show_pairs.py" "$DATA")}
 }
 
 # The recipe of Tan et al. (2019) for IWSLT. Their text names no number of epochs: 50 is ours.

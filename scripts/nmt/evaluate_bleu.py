@@ -96,38 +96,62 @@ def write(path: Path, text: str) -> None:
     temporary.replace(path)
 
 
-def main() -> None:
-    args = get_args_parser().parse_args()
-    pairs = parse_pairs(args.lang_pairs)
-    if args.output.suffix != ".json":
-        raise UserError(f"--output {args.output} must end in .json; the table and translations are written beside it")
-    if args.beam < 1:
-        raise UserError(f"--beam {args.beam} is below 1")
-    prepared = args.data_bin.resolve().parent
-    references = {pair: read_references(prepared, args.subset, pair) for pair in pairs}
-    baseline = read_baseline(args.baseline, references) if args.baseline else {}
+def evaluate(
+    data_bin: Path,
+    checkpoint: Path,
+    pairs: list[LangPair],
+    output: Path,
+    *,
+    subset: str = "test",
+    beam: int = 5,
+    baseline: Path | None = None,
+) -> dict:
+    """Translate and score one checkpoint, write the files the module's text names, and return what the JSON holds.
+
+    Raises UserError for missing or unfitting files and options.
+    """
+    if output.suffix != ".json":
+        raise UserError(f"--output {output} must end in .json; the table and translations are written beside it")
+    prepared = data_bin.resolve().parent
+    references = {pair: read_references(prepared, subset, pair) for pair in pairs}
+    before = read_baseline(baseline, references) if baseline else {}
 
     started = time.monotonic()
-    pieces = translate(args.data_bin, args.checkpoint, pairs, args.subset, args.beam)
+    pieces = translate(data_bin, checkpoint, pairs, subset, beam)
     model = sentencepiece.SentencePieceProcessor(model_file=str(prepared / "spm.model"))
-    result = {"checkpoint": str(args.checkpoint), "subset": args.subset, "beam": args.beam, "pairs": {}}
-    args.output.parent.mkdir(parents=True, exist_ok=True)
+    result = {"checkpoint": str(checkpoint), "subset": subset, "beam": beam, "pairs": {}}
+    output.parent.mkdir(parents=True, exist_ok=True)
     for pair, lines in references.items():
         hypotheses = decode(pieces[pair], model, len(lines))
-        write(hypotheses_file(args.output, pair), "\n".join(hypotheses) + "\n")
+        write(hypotheses_file(output, pair), "\n".join(hypotheses) + "\n")
         scores = {**bleu.score(hypotheses, lines), "sentences": len(lines), "references_sha256": digest(lines)}
-        if pair in baseline:
-            scores["baseline"] = bleu.paired_bootstrap(hypotheses, baseline[pair], lines)
+        if baseline:
+            scores["baseline"] = bleu.paired_bootstrap(hypotheses, before[pair], lines)
         result["pairs"][str(pair)] = scores
-        result["signatures"] = bleu.signatures(hypotheses, lines)
     result["average"] = {
         metric: sum(scores[metric] for scores in result["pairs"].values()) / len(pairs) for metric in bleu.METRICS
     }
+    result["signatures"] = bleu.signatures()
     result["seconds"] = round(time.monotonic() - started, 1)
-    write(args.output, json.dumps(result, indent=2) + "\n")
-    table = as_markdown(result)
-    write(args.output.with_suffix(".md"), table)
-    print(table, end="")
+    write(output, json.dumps(result, indent=2) + "\n")
+    write(output.with_suffix(".md"), as_markdown(result))
+    return result
+
+
+def main() -> None:
+    args = get_args_parser().parse_args()
+    if args.beam < 1:
+        raise UserError(f"--beam {args.beam} is below 1")
+    result = evaluate(
+        args.data_bin,
+        args.checkpoint,
+        parse_pairs(args.lang_pairs),
+        args.output,
+        subset=args.subset,
+        beam=args.beam,
+        baseline=args.baseline,
+    )
+    print(as_markdown(result), end="")
 
 
 if __name__ == "__main__":

@@ -132,9 +132,9 @@ class Archive:
                         f"{self._say(long)}, line {number}: has no counterpart, {short} has no more lines of text; "
                         "the archive is damaged or of another year"
                     )
-                if source[1] and target[1]:
-                    kept += 1
-                yield "train" if kept % VALID_EVERY else "valid", source[1], target[1]
+                whole = bool(source[1] and target[1])
+                kept += whole
+                yield "valid" if whole and kept % VALID_EVERY == 0 else "train", source[1], target[1]
 
     def _test_rows(self, pair: LangPair, test_set: str) -> Iterator[Row]:
         names = [self._xml(test_set, code) for code in pair]

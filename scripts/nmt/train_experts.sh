@@ -11,14 +11,13 @@
 # PAIRS     which pairs (all that DATA has)               DRY_RUN=1 prints the commands and runs nothing
 # JOBS      runs side by side (CPU: all cores; GPU: 1, each on all GPUs)
 # CPU=1     train on the CPU although there is a GPU
-# Hyper-parameters (default): ARCH (transformer_iwslt_de_en) ENCODER_LAYERS (6) DECODER_LAYERS (6) EMBED_DIM (512) FFN_DIM (1024) HEADS (4)
-#   DROPOUT (0.3) LABEL_SMOOTHING (0.1) LR (5e-4) WARMUP_UPDATES (4000) WARMUP_INIT_LR (1e-7) MIN_LR (1e-9)
-#   ADAM_BETAS ("(0.9, 0.98)") CLIP_NORM (0) MAX_TOKENS (4096) UPDATE_FREQ (1) MAX_EPOCH (50) SEED (1)
+# Hyper-parameters (default): ARCH (transformer_iwslt_de_en) ENCODER_LAYERS (6) DECODER_LAYERS (6) EMBED_DIM (512)
+#   FFN_DIM (1024) HEADS (4) DROPOUT (0.3) LABEL_SMOOTHING (0.1) LR (5e-4) WARMUP_UPDATES (4000) WARMUP_INIT_LR (1e-7)
+#   MIN_LR (1e-9) ADAM_BETAS ("(0.9, 0.98)") CLIP_NORM (0) MAX_TOKENS (4096) UPDATE_FREQ (1) MAX_EPOCH (50) SEED (1)
 set -euo pipefail
-if [[ "${1:-}" =~ ^(-h|--help)$ ]]; then sed -n '2,/^set -/{/^set -/d;s/^# \{0,1\}//p}' "$0"; exit 0; fi
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
-need_data
-: "${OUT:?names no folder; set OUT to where the experts go, such as results/experts}"
+help_if_asked "$@"
+need_data_and_out
 
 runs=()
 for pair in ${PAIRS//,/ }; do

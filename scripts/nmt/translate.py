@@ -1,23 +1,30 @@
 """Translates prepared data with stock `fairseq-generate`, on all cores or GPUs at once."""
 
+import logging
+import multiprocessing
 import os
-import queue
-import subprocess
 import sys
-from concurrent.futures import ThreadPoolExecutor
+import tempfile
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from multiprocessing.queues import SimpleQueue
 from pathlib import Path
 from typing import Any
 
 import sentencepiece
 import torch
+
+os.environ.setdefault("LOGLEVEL", "WARNING")  # fairseq reads it on import; its log is of no use here
+from fairseq import options
+from fairseq_cli import generate
 from lang_pair import LangPair
 from tqdm import tqdm
 from user_error import UserError
 
-_ROOT = Path(__file__).resolve().parents[2]
-# Holds only the cure without which fairseq 0.12.2 cannot translate on torch 2.
-_USER_DIR = _ROOT / "fairseq_plugins" / "inference_only"
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # scripts run from a plain clone
+# Importing the package also applies the cure without which fairseq 0.12.2 cannot translate on torch 2.
+from fairseq_plugins.safe_checkpoint import read_checkpoint
+
 _BILINGUAL = ("translation", "translation_kd")
 _MULTILINGUAL = ("translation_multi_simple_epoch", "multilingual_translation_kd")
 
@@ -33,9 +40,8 @@ class Job:
 
 def read_task(checkpoint: Path) -> dict[str, Any]:
     """The task options stored in a checkpoint. Nothing in the file is executed; UserError if it is no checkpoint."""
-    sys.path.insert(0, str(_ROOT))
-    from fairseq_plugins.safe_checkpoint import read_checkpoint
-
+    if not checkpoint.is_file():
+        raise UserError(f"no checkpoint at {checkpoint}; give a .pt file written by fairseq-train")
     state = read_checkpoint(str(checkpoint))
     task = (state.get("cfg") or {}).get("task") or state.get("args")
     return task if isinstance(task, dict) else vars(task)
@@ -77,16 +83,37 @@ def plan_jobs(pairs: list[LangPair], workers: int) -> list[Job]:
     return [Job(pair, shard, shards) for pair in pairs for shard in range(shards)]
 
 
-def generate_command(
+def generate_arguments(
     data_bin: Path, checkpoint: Path, arguments: list[str], job: Job, subset: str, beam: int
 ) -> list[str]:
-    command = [sys.executable, "-m", "fairseq_cli.generate", str(data_bin), "--user-dir", str(_USER_DIR)]
-    command += ["--path", str(checkpoint), *arguments]
+    """The command line of fairseq-generate for one job."""
+    command = [str(data_bin), "--path", str(checkpoint), *arguments]
     command += ["--source-lang", job.pair.source, "--target-lang", job.pair.target]
     command += ["--gen-subset", subset, "--beam", str(beam), "--num-workers", "0", "--no-progress-bar"]
     # fairseq-generate takes its share of the data from these two and starts no communication for them.
     command += ["--distributed-world-size", str(job.shards), "--distributed-rank", str(job.shard)]
     return command
+
+
+def _start_worker(devices: SimpleQueue) -> None:
+    # One thread each: the workers together use all cores.
+    torch.set_num_threads(1)
+    device = devices.get()
+    if device:
+        os.environ["CUDA_VISIBLE_DEVICES"] = device
+
+
+def run_generate(command: list[str], folder: Path) -> str:
+    """Run fairseq-generate in this worker process, with all it says in `folder`; returns the lines of its result."""
+    folder.mkdir()
+    with (folder / "log").open("w") as log:
+        os.dup2(log.fileno(), 1)
+        os.dup2(log.fileno(), 2)
+    logging.getLogger().handlers.clear()  # fairseq logs to the result file of its first run, which is closed by now
+    parser = options.get_generation_parser()
+    generate.main(options.parse_args_and_arch(parser, [*command, "--results-path", str(folder)]))
+    (output,) = folder.glob("generate-*.txt")
+    return output.read_text(encoding="utf-8")
 
 
 def read_hypotheses(output: str) -> dict[int, str]:
@@ -114,36 +141,38 @@ def translate(
 ) -> dict[LangPair, dict[int, str]]:
     """Every sentence's best hypothesis in pieces, by pair and sentence number.
 
-    One process per GPU or, without one, per core. Raises UserError with fairseq's last line if a process fails.
+    One process per GPU or, without one, per core. Raises UserError with the reason if fairseq fails.
     """
     arguments = task_arguments(read_task(checkpoint), pairs, checkpoint)
     gpus = torch.cuda.device_count()
-    slots: queue.SimpleQueue[str] = queue.SimpleQueue()
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(gpus)))).split(",")
-    workers = gpus or len(os.sched_getaffinity(0))
-    for name in visible[:gpus] if gpus else [""] * workers:
-        slots.put(name)
-
-    def run(job: Job) -> dict[int, str]:
-        device = slots.get()
-        try:
-            command = generate_command(data_bin, checkpoint, arguments, job, subset, beam)
-            environment = {**os.environ, "CUDA_VISIBLE_DEVICES": device}
-            if not gpus:
-                command.append("--cpu")
-                environment["OMP_NUM_THREADS"] = "1"
-            done = subprocess.run(command, env=environment, capture_output=True, encoding="utf-8", errors="replace")
-        finally:
-            slots.put(device)
-        if done.returncode:
-            last = (done.stderr.strip() or "no message").splitlines()[-1]
-            raise UserError(f"fairseq-generate failed for {job.pair}: {last}")
-        return read_hypotheses(done.stdout)
-
-    jobs = plan_jobs(pairs, workers)
+    names = os.environ.get("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(gpus)))).split(",")[:gpus]
+    if not gpus:
+        names = [""] * len(os.sched_getaffinity(0))
+        arguments = [*arguments, "--cpu"]
+    # Forks share the imported fairseq, which takes longer to import than a small test set takes to translate.
+    fork = multiprocessing.get_context("fork")
+    devices = fork.SimpleQueue()
+    for name in names:
+        devices.put(name)
+    jobs = plan_jobs(pairs, len(names))
     found: dict[LangPair, dict[int, str]] = {pair: {} for pair in pairs}
-    with ThreadPoolExecutor(max_workers=workers) as pool:
-        results = tqdm(pool.map(run, jobs), total=len(jobs), desc="translating", unit="part", mininterval=1)
-        for job, hypotheses in zip(jobs, results, strict=True):
-            found[job.pair].update(hypotheses)
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        ProcessPoolExecutor(len(names), fork, _start_worker, (devices,)) as pool,
+    ):
+        running = [
+            pool.submit(
+                run_generate,
+                generate_arguments(data_bin, checkpoint, arguments, job, subset, beam),
+                Path(folder) / f"{job.pair}.{job.shard}",
+            )
+            for job in jobs
+        ]
+        for job, result in zip(jobs, tqdm(running, desc="translating", unit="part"), strict=True):
+            try:
+                output = result.result()
+            except (Exception, SystemExit) as error:
+                pool.shutdown(cancel_futures=True)
+                raise UserError(f"fairseq-generate failed for {job.pair}: {type(error).__name__}: {error}") from None
+            found[job.pair].update(read_hypotheses(output))
     return found

@@ -1,0 +1,137 @@
+"""The steps of the translation demo; started by demo.sh, which sets the stage.
+
+Every step is one of this folder's own commands, with small hyper-parameters: what is done here at toy size is done with
+real data in the same way.
+"""
+
+import json
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from lang_pair import LangPair
+from user_error import UserError, run_cli
+
+SCRIPTS = Path(__file__).resolve().parent
+RESULTS = Path("results/demo/translation")
+PAIRS = (LangPair("en", "de"), LangPair("en", "ru"))
+TEACHER_ALPHA, TEMPERATURE = 0.1, 1  # the combination that the paper recommends
+
+# Small enough for four minutes. Two trainings run side by side with a thread each: a second thread would gain little.
+SETTINGS = {
+    "CPU": "1",
+    "OMP_NUM_THREADS": "1",
+    "ENCODER_LAYERS": "2",
+    "DECODER_LAYERS": "1",
+    "EMBED_DIM": "128",
+    "FFN_DIM": "512",
+    "DROPOUT": "0.0",
+    "LR": "3e-3",
+    "WARMUP_UPDATES": "400",
+    "MAX_TOKENS": "512",
+}
+EXPERT_EPOCHS, STUDENT_EPOCHS = "3", "2"
+
+
+def script(name: str, **variables: object) -> list[list[str]]:
+    """The commands that a training script would run with these variables (DRY_RUN=1)."""
+    environment = {**os.environ, **SETTINGS, **{key: str(value) for key, value in variables.items()}, "DRY_RUN": "1"}
+    done = subprocess.run(["bash", str(SCRIPTS / name)], env=environment, capture_output=True, text=True)
+    if done.returncode:
+        raise UserError(f"{name} failed: {(done.stderr.strip() or 'no message').splitlines()[-1]}")
+    return [shlex.split(line) for line in done.stdout.splitlines()]
+
+
+def train(commands: list[list[str]]) -> None:
+    """Run trainings side by side; finished ones are skipped, interrupted ones go on."""
+    words: list[str] = []
+    for command in commands:
+        words += ["---", command[command.index("--save-dir") + 1], *command]
+    run(["run_jobs.py", "--jobs", "2", "--", *words[1:]], SETTINGS)
+
+
+def run(command: list[str], variables: dict[str, str]) -> None:
+    done = subprocess.run([sys.executable, str(SCRIPTS / command[0]), *command[1:]], env={**os.environ, **variables})
+    if done.returncode:
+        sys.exit(done.returncode)  # the command has said why
+
+
+def evaluate(folder: Path, pairs: tuple[LangPair, ...], data_bin: Path, baseline: Path | None = None) -> dict:
+    """BLEU of the checkpoint in `folder`, from its bleu.json if that is newer than the checkpoint."""
+    checkpoint, output = folder / "checkpoint_best.pt", folder / "bleu.json"
+    if output.is_file() and output.stat().st_mtime >= checkpoint.stat().st_mtime:
+        return json.loads(output.read_text(encoding="utf-8"))
+    from evaluate_bleu import evaluate as evaluate_checkpoint  # fairseq takes seconds to import: only if needed
+
+    return evaluate_checkpoint(data_bin, checkpoint, list(pairs), output, baseline=baseline)
+
+
+def record(role: str, folder: Path, result: dict, alpha: float | None, temperature: float | None) -> dict:
+    """One line of the summary: `alpha` is the label smoothing of the teachers, or of the expert itself."""
+    times = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+    return {
+        "role": role,
+        "pairs": list(result["pairs"]),
+        "alpha": alpha,
+        "temperature": temperature,
+        "bleu": {pair: round(scores["bleu"], 2) for pair, scores in result["pairs"].items()},
+        "bleu_average": round(result["average"]["bleu"], 2),
+        "seconds": round(times["seconds"], 1),
+        "cpu_seconds": round(times["cpu_seconds"], 1),
+        "checkpoint": result["checkpoint"],
+        "signature": result["signatures"]["bleu"],
+    }
+
+
+def as_markdown(records: list[dict]) -> str:
+    names = [str(pair) for pair in PAIRS]
+    lines = [f"| model | alpha | T | {' | '.join(f'BLEU {name}' for name in names)} | training, s |"]
+    lines.append("|" + "---|" * (len(names) + 4))
+    for entry in records:
+        scores = [f"{entry['bleu'][name]:.2f}" if name in entry["bleu"] else "" for name in names]
+        alpha, temperature = ("" if value is None else str(value) for value in (entry["alpha"], entry["temperature"]))
+        lines.append(f"| {' | '.join([entry['role'], alpha, temperature, *scores, format(entry['seconds'], '.0f')])} |")
+    return "\n".join([*lines, "", f"- BLEU: `{records[0]['signature']}`, beam 5, built-in test set"]) + "\n"
+
+
+def main() -> None:
+    started = time.monotonic()
+    if "--fresh" in sys.argv[1:]:
+        shutil.rmtree(RESULTS, ignore_errors=True)
+    data, experts = RESULTS / "data", RESULTS / "experts"
+    distilled, labels = RESULTS / "student-distilled", RESULTS / "student-labels"
+
+    print("[1/4] data: phrases of the Unicode CLDR", flush=True)
+    run(["prepare.py", "builtin", "--output", str(data)], {})
+    print("[2/4] experts: one for each language pair", flush=True)
+    common = {"DATA": data, "PAIRS": ",".join(map(str, PAIRS))}
+    train(script("train_experts.sh", **common, OUT=experts, LABEL_SMOOTHING=TEACHER_ALPHA, MAX_EPOCH=EXPERT_EPOCHS))
+    print("[3/4] students: distilled from the experts, and on labels alone", flush=True)
+    common["MAX_EPOCH"] = STUDENT_EPOCHS
+    train(
+        script("train_student.sh", **common, OUT=distilled, EXPERTS=experts, TEMPERATURE=TEMPERATURE)
+        + script("train_student.sh", **common, OUT=labels)
+    )
+
+    print("[4/4] BLEU on the test set", flush=True)
+    data_bin = data / "data-bin"
+    records = [
+        record("expert", experts / str(pair), evaluate(experts / str(pair), (pair,), data_bin), TEACHER_ALPHA, None)
+        for pair in PAIRS
+    ]
+    records.append(record("student, labels alone", labels, evaluate(labels, PAIRS, data_bin), None, None))
+    result = evaluate(distilled, PAIRS, data_bin, baseline=labels / "bleu.json")
+    records.append(record("student, distilled", distilled, result, TEACHER_ALPHA, TEMPERATURE))
+
+    table = as_markdown(records)
+    (RESULTS / "summary.md").write_text(table, encoding="utf-8")
+    (RESULTS / "summary.json").write_text(json.dumps(records, indent=2) + "\n", encoding="utf-8")
+    print(f"\n{table}\nresults: {RESULTS}/summary.md and summary.json ({time.monotonic() - started:.0f} s)")
+
+
+if __name__ == "__main__":
+    run_cli("demo.sh", main)
