@@ -186,7 +186,7 @@ def command_line():
     def run(command, *argv, **kwargs):
         path = Path(sys.executable).parent / command
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-        # the toy toolkit of fairseq prints to both streams
+        # fairseq logs to one stream and fails on the other
         return subprocess.run(
             [str(path), *map(str, argv)],
             env=environment,
