@@ -45,10 +45,11 @@ from vision_reference.distillation import Teacher, kd_divergence
 from vision_reference.errors import run_command
 from vision_reference.learner import build_learner
 from vision_reference.loaders import TorchvisionLoader
+from vision_reference.machine import choose_machine
 from vision_reference.models import build_model
 from vision_reference.presets import PRESETS, Normalize
 from vision_reference.samplers import TrainBatchSampler
-from vision_reference.train import choose_machine, train_one_epoch
+from vision_reference.train import train_one_epoch
 
 TEACHER, STUDENT, CLASSES, TEMPERATURE = "resnet50", "resnet18", 1000, 1.0
 WAYS = ("authors", "ours", "floor")

@@ -316,7 +316,11 @@ def _add_schedule(group) -> None:
 
 def _add_machine(group) -> None:
     group.add_argument("--device", choices=("cuda", "cpu"), default="cuda", help="falls back to cpu where no GPU is")
-    group.add_argument("--amp", action="store_true", help="mixed precision: forward pass and loss under autocast")
+    group.add_argument(
+        "--amp",
+        action="store_true",
+        help="mixed precision: forward and loss under autocast (CPUs: needs AMX to pay)",
+    )
     group.add_argument(
         "--amp-dtype",
         choices=("bf16", "fp16"),

@@ -16,10 +16,6 @@ import random
 import secrets
 import sys
 import time
-from collections.abc import Callable
-from contextlib import AbstractContextManager
-from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import torch
@@ -36,20 +32,10 @@ from vision_reference.errors import UserError, run_command
 from vision_reference.files import atomic_copy
 from vision_reference.heads import check_input_sizes
 from vision_reference.learner import Learner, build_learner
+from vision_reference.machine import Machine, choose_machine
 from vision_reference.metrics import MetricsFile, ProgressLine, TrainingAverages, correct_in_top
 from vision_reference.models import build_filled, read_state
 from vision_reference.samplers import combine_seeds
-
-
-@dataclass(frozen=True)
-class Machine:
-    """Where and how a run computes; the same for student and teacher."""
-
-    rank: distributed.Rank
-    device: torch.device
-    memory_format: torch.memory_format
-    amp_dtype: torch.dtype
-    autocast: Callable[[], AbstractContextManager]
 
 
 def train_one_epoch(
@@ -121,32 +107,6 @@ def evaluate(model: nn.Module, loader: Loader, machine: Machine, label_smoothing
         sums += torch.stack([count.double() for count in counts])
     loss, top1, top5, images = distributed.sum_over_ranks(sums).tolist()
     return {"loss": loss / images, "acc1": 100 * top1 / images, "acc5": 100 * top5 / images}
-
-
-def choose_machine(args: argparse.Namespace) -> Machine:
-    """Device, precision and memory layout from the flags and from what is there; joins the other processes.
-
-    Raises:
-        UserError: a precision that this device does not have.
-    """
-    device = torch.device("cuda" if args.device == "cuda" and torch.cuda.is_available() else "cpu")
-    rank = distributed.start(device, args.dist_url)
-    if device.type == "cuda":
-        device = torch.device("cuda", rank.local_rank)
-    if args.device != device.type:
-        rank.say("note: no GPU found, running on the CPU")
-    has_bf16 = device.type == "cpu" or torch.cuda.is_bf16_supported()
-    if args.amp_dtype == "bf16" and not has_bf16:
-        raise UserError("this GPU has no bf16; use --amp-dtype fp16")
-    amp_dtype = torch.bfloat16 if args.amp_dtype == "bf16" or (args.amp_dtype is None and has_bf16) else torch.float16
-    channels_last = device.type == "cpu" or args.amp if args.channels_last is None else args.channels_last
-    return Machine(
-        rank=rank,
-        device=device,
-        memory_format=torch.channels_last if channels_last else torch.contiguous_format,
-        amp_dtype=amp_dtype,
-        autocast=partial(torch.autocast, device.type, dtype=amp_dtype, enabled=args.amp),
-    )
 
 
 def fix_randomness(args: argparse.Namespace, checkpoint: dict | None, rank: distributed.Rank) -> None:

@@ -21,9 +21,10 @@ from vision_reference.distillation import Teacher
 from vision_reference.distributed import Rank
 from vision_reference.learner import build_learner
 from vision_reference.loaders import MixingLoader, TorchvisionLoader
+from vision_reference.machine import Machine
 from vision_reference.presets import PRESETS, Normalize, training_pipeline
 from vision_reference.samplers import EvalBatchSampler, TrainBatchSampler
-from vision_reference.train import Machine, evaluate, train_one_epoch
+from vision_reference.train import evaluate, train_one_epoch
 
 CPU = torch.device("cpu")
 PLAIN = Machine(Rank(), CPU, torch.contiguous_format, torch.bfloat16, nullcontext)

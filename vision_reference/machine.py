@@ -1,0 +1,65 @@
+"""Where a run computes, how precisely, and in which memory layout."""
+
+import argparse
+import platform
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import torch
+
+from vision_reference import distributed
+from vision_reference.errors import UserError
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Where and how a run computes; the same for student and teacher."""
+
+    rank: distributed.Rank
+    device: torch.device
+    memory_format: torch.memory_format
+    amp_dtype: torch.dtype
+    autocast: Callable[[], AbstractContextManager]
+
+
+def choose_machine(args: argparse.Namespace) -> Machine:
+    """Device, precision and memory layout from the flags and from what is there; joins the other processes.
+
+    Raises:
+        UserError: a precision that this device does not have.
+    """
+    device = torch.device("cuda" if args.device == "cuda" and torch.cuda.is_available() else "cpu")
+    rank = distributed.start(device, args.dist_url)
+    if device.type == "cuda":
+        device = torch.device("cuda", rank.local_rank)
+    if args.device != device.type:
+        rank.say("note: no GPU found, running on the CPU")
+    has_bf16 = device.type == "cpu" or torch.cuda.is_bf16_supported()
+    if args.amp_dtype == "bf16" and not has_bf16:
+        raise UserError("this GPU has no bf16; use --amp-dtype fp16")
+    amp_dtype = torch.bfloat16 if args.amp_dtype == "bf16" or (args.amp_dtype is None and has_bf16) else torch.float16
+    if args.amp and device.type == "cpu" and amp_dtype == torch.bfloat16 and not multiplies_bf16_fast():
+        rank.say("note: this CPU has no fast bf16 (AMX): --amp saves memory here but costs time")
+    channels_last = device.type == "cpu" or args.amp if args.channels_last is None else args.channels_last
+    return Machine(
+        rank=rank,
+        device=device,
+        memory_format=torch.channels_last if channels_last else torch.contiguous_format,
+        amp_dtype=amp_dtype,
+        autocast=partial(torch.autocast, device.type, dtype=amp_dtype, enabled=args.amp),
+    )
+
+
+def multiplies_bf16_fast() -> bool:
+    """Whether this CPU multiplies bf16 matrices faster than fp32 ones; unknown kinds get the benefit of the doubt.
+
+    Intel's do with AMX. Those with AVX-512 bf16 alone took 1.8 times as long as in fp32 (measured with torch 2.5.1:
+    scripts/bench_vision_step.py prints the factor).
+    """
+    cpuinfo = Path("/proc/cpuinfo")
+    if platform.machine() != "x86_64" or not cpuinfo.is_file():
+        return True
+    return "amx_bf16" in cpuinfo.read_text() or "AuthenticAMD" in cpuinfo.read_text()
