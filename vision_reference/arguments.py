@@ -16,6 +16,14 @@ what smoothing brings.
 """
 
 
+# Flags about where a run computes, reads and writes.
+_NOT_THE_RESULT = {
+    "data_path", "output_dir", "resume", "start_epoch", "workers", "cache_dataset", "download", "device", "dist_url",
+    "world_size", "print_freq", "keep_checkpoints", "dali_device", "test_only", "teacher_weights", "init_weights",
+    "weights",
+}  # fmt: skip
+
+
 class _Parser(argparse.ArgumentParser):
     """Tells a mistake in one line; the list of all flags would only hide it."""
 
@@ -92,6 +100,19 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         raise UserError("--download fetches CUB-200-2011 only; give --dataset cub200 or drop it")
     _check_loader(args)
     return args
+
+
+def changed_flags(before: dict, now: dict) -> str:
+    """The flags that shape the result and differ between two command lines, as ``--lr 0.1 -> 0.01``; "" if none does.
+
+    Args:
+        before, now: flag names (underscores) to values; flags that only one of the two knows are passed over.
+    """
+    names = sorted((before.keys() & now.keys()) - _NOT_THE_RESULT)
+    changes = [
+        f"--{name.replace('_', '-')} {before[name]} -> {now[name]}" for name in names if before[name] != now[name]
+    ]
+    return ", ".join(changes)
 
 
 def _check_loader(args: argparse.Namespace) -> None:

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from vision_reference import checkpoints, heads
 from vision_reference.errors import UserError
 
+_TIMM = "timm:"
 _AUXILIARY_PREFIXES = tuple(f"{name}." for name in heads.AUXILIARY_HEADS)
 
 
@@ -16,11 +17,13 @@ def classification_models() -> list[str]:
 
 
 def build_model(name: str, num_classes: int) -> nn.Module:
-    """A freshly initialized torchvision classification network.
+    """A freshly initialized classification network: torchvision's, or with ``timm:NAME`` timm's.
 
     Raises:
-        UserError: torchvision has no classification network of that name.
+        UserError: there is no classification network of that name.
     """
+    if name.startswith(_TIMM):
+        return _build_timm_model(name.removeprefix(_TIMM), num_classes)
     if name not in classification_models():
         near = [other for other in classification_models() if other.split("_")[0][:5] == name[:5]]
         hint = ", ".join(near[:8]) or "resnet18, resnet50, convnext_tiny, mobilenet_v2, efficientnet_b0"
@@ -28,6 +31,16 @@ def build_model(name: str, num_classes: int) -> nn.Module:
     options = {"init_weights": True} if name in ("googlenet", "inception_v3") else {}  # they warn otherwise
     model = torchvision.models.get_model(name, weights=None, num_classes=num_classes, **options)
     return heads.drop_auxiliary_heads(model)
+
+
+def _build_timm_model(name: str, num_classes: int) -> nn.Module:
+    try:
+        import timm
+    except ImportError:
+        raise UserError(f"model '{_TIMM}{name}' needs timm, which is not installed; pip install timm") from None
+    if not timm.is_model(name):
+        raise UserError(f"timm has no model '{name}'; timm.list_models('*resnet*') finds names")
+    return timm.create_model(name, num_classes=num_classes)
 
 
 def build_filled(
@@ -89,6 +102,8 @@ def fetch_weights(weights: torchvision.models.WeightsEnum, model_name: str) -> d
     Raises:
         UserError: they belong to another network than ``model_name``, or cannot be downloaded.
     """
+    if model_name.startswith(_TIMM):
+        raise UserError(f"{weights} are torchvision's, not weights of {model_name}; give a file")
     owner = torchvision.models.get_model_weights(model_name)
     if weights not in owner:
         raise UserError(f"{weights} are not weights of {model_name}; allowed: {', '.join(str(w) for w in owner)}")

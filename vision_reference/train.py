@@ -25,7 +25,7 @@ if __package__ in (None, ""):  # run as a file: the folder that holds the packag
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from vision_reference import checkpoints, distributed
-from vision_reference.arguments import parse_args
+from vision_reference.arguments import changed_flags, parse_args
 from vision_reference.data import Loader, build_loaders
 from vision_reference.distillation import Teacher, distillation_loss, label_loss
 from vision_reference.errors import UserError, run_command
@@ -173,6 +173,8 @@ def main(args: argparse.Namespace) -> None:
     if checkpoint:
         learner.load_state_dict(checkpoint, str(resume))
         start_epoch, best = checkpoint["epoch"] + 1, checkpoint.get("best", best)
+        if changes := changed_flags(checkpoint["args"], vars(args)):
+            rank.say(f"note: going on with other flags than before: {changes}")
         rngs = checkpoint.get("rng", [])
         if len(rngs) == rank.world_size:
             checkpoints.restore_rng(rngs[rank.rank])

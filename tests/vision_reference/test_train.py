@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from contextlib import nullcontext
@@ -255,6 +256,13 @@ def test_a_finished_run_is_left_alone(train, student_flags, straight_run):
     before = (folder / "checkpoint.pth").stat().st_mtime_ns
     assert "nothing to do" in train(*student_flags, "--epochs", 4, "--output-dir", folder, "--resume", "auto")
     assert (folder / "checkpoint.pth").stat().st_mtime_ns == before
+
+
+def test_going_on_with_other_flags_is_said(train, teacher_run, tmp_path):
+    shutil.copy(teacher_run / "checkpoint.pth", tmp_path)
+    flags = ["--model", "resnet18", "--label-smoothing", 0.1, "--output-dir", tmp_path, "--resume", "auto"]
+    text = train(*flags, "--epochs", 3, "--lr", 0.01)
+    assert "note: going on with other flags than before: --epochs 2 -> 3, --lr 0.05 -> 0.01\n" in text
 
 
 def test_accuracy_is_the_same_number_on_one_two_and_three_processes(train, straight_run, tmp_path):
