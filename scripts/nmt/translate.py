@@ -12,19 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import sentencepiece
-import torch
-
-os.environ.setdefault("LOGLEVEL", "WARNING")  # fairseq reads it on import; its log is of no use here
-from fairseq import options
-from fairseq_cli import generate
 from lang_pair import LangPair
 from tqdm import tqdm
 from user_error import UserError
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # scripts run from a plain clone
-# Importing the package also applies the cure without which fairseq 0.12.2 cannot translate on torch 2.
-from fairseq_plugins.safe_checkpoint import read_checkpoint
-
+_ROOT = Path(__file__).resolve().parents[2]
 _BILINGUAL = ("translation", "translation_kd")
 _MULTILINGUAL = ("translation_multi_simple_epoch", "multilingual_translation_kd")
 
@@ -38,10 +30,25 @@ class Job:
     shards: int
 
 
+def import_fairseq() -> None:
+    """Import fairseq, which takes seconds and so waits until the arguments are found good."""
+    logging.disable(logging.INFO)  # it reports on import that a board for audio tasks is not installed
+    import fairseq_cli.generate  # noqa: F401
+
+    logging.disable(logging.NOTSET)
+    if str(_ROOT) not in sys.path:
+        sys.path.insert(0, str(_ROOT))  # scripts run from a plain clone
+    # The cure without which fairseq 0.12.2 cannot translate on torch 2.
+    import fairseq_plugins.inference_only  # noqa: F401
+
+
 def read_task(checkpoint: Path) -> dict[str, Any]:
     """The task options stored in a checkpoint. Nothing in the file is executed; UserError if it is no checkpoint."""
     if not checkpoint.is_file():
         raise UserError(f"no checkpoint at {checkpoint}; give a .pt file written by fairseq-train")
+    import_fairseq()
+    from fairseq_plugins.safe_checkpoint import read_checkpoint
+
     state = read_checkpoint(str(checkpoint))
     task = (state.get("cfg") or {}).get("task") or state.get("args")
     return task if isinstance(task, dict) else vars(task)
@@ -96,6 +103,8 @@ def generate_arguments(
 
 
 def _start_worker(devices: SimpleQueue) -> None:
+    import torch
+
     # One thread each: the workers together use all cores.
     torch.set_num_threads(1)
     device = devices.get()
@@ -105,6 +114,9 @@ def _start_worker(devices: SimpleQueue) -> None:
 
 def run_generate(command: list[str], folder: Path) -> str:
     """Run fairseq-generate in this worker process, with all it says in `folder`; returns the lines of its result."""
+    from fairseq import options
+    from fairseq_cli import generate
+
     folder.mkdir()
     with (folder / "log").open("w") as log:
         os.dup2(log.fileno(), 1)
@@ -144,6 +156,8 @@ def translate(
     One process per GPU or, without one, per core. Raises UserError with the reason if fairseq fails.
     """
     arguments = task_arguments(read_task(checkpoint), pairs, checkpoint)
+    import torch
+
     gpus = torch.cuda.device_count()
     names = os.environ.get("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(gpus)))).split(",")[:gpus]
     if not gpus:

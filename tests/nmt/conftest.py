@@ -98,7 +98,7 @@ def _write_parallel(folder: Path, languages: tuple[str, ...] = ("en", "de", "ru"
 
 @pytest.fixture(scope="session")
 def pipeline(run_script, tmp_path_factory) -> Path:
-    """Prepared data, two experts and a distilled student, each made by its own command line.
+    """Prepared data, two experts, a distilled student and BLEU of student and one expert, made by the command lines.
 
     Made once for all test processes: the first to come makes it while the others wait.
     """
@@ -116,11 +116,19 @@ def pipeline(run_script, tmp_path_factory) -> Path:
 def _run_pipeline(run_script, folder: Path) -> None:
     text = _write_parallel(folder / "text")
     prepare = ["parallel", "--input", text, "--pairs", "en-de,en-ru", "--output", folder / "data"]
+    evaluate = ["--data-bin", folder / "data" / "data-bin"]
+    student, expert = folder / "student", folder / "experts" / "en-de"
+    of_student = ["--checkpoint", student / "checkpoint_best.pt", "--output", student / "bleu.json"]
+    of_expert = ["--checkpoint", expert / "checkpoint_best.pt", "--output", expert / "bleu.json"]
     steps = [
         ("prepare.py", [*prepare, "--vocab-size", "70", "--model-type", "unigram"], {}),
         ("train_experts.sh", [], {"OUT": folder / "experts", "MAX_EPOCH": 12}),
-        ("train_student.sh", [], {"OUT": folder / "student", "EXPERTS": folder / "experts", "MAX_EPOCH": 8}),
+        ("train_student.sh", [], {"OUT": student, "EXPERTS": folder / "experts", "MAX_EPOCH": 8}),
+        ("evaluate_bleu.py", [*evaluate, *of_student, "--lang-pairs", "en-de,en-ru"], {}),
+        ("evaluate_bleu.py", [*evaluate, *of_expert, "--lang-pairs", "en-de", "--baseline", student / "bleu.json"], {}),
     ]
     for name, arguments, variables in steps:
         done = run_script(name, *arguments, **TINY, DATA=folder / "data", **variables)
         assert done.returncode == 0, done.stdout + done.stderr
+    # What the last step printed is what it wrote.
+    assert done.stdout == (expert / "bleu.md").read_text(encoding="utf-8")
