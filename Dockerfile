@@ -32,6 +32,8 @@ RUN apt-get update \
     && apt-get purge --yes --auto-remove g++ python3.10-dev \
     && rm -rf /var/lib/apt/lists/* \
     && chown lskd:lskd . .venv .venv/bin .venv/lib/python3.10/site-packages
+# A layer of its own: DALI is a gigabyte that pulls and caches apart from the rest.
+# hadolint ignore=DL3059
 RUN uv pip install --require-hashes --no-deps --requirement requirements-dali.txt
 
 COPY --chown=lskd:lskd . .
