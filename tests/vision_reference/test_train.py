@@ -27,6 +27,7 @@ from vision_reference.presets import PRESETS, Normalize, training_pipeline
 from vision_reference.samplers import EvalBatchSampler, TrainBatchSampler
 from vision_reference.train import evaluate, train_one_epoch
 
+ROOT = Path(__file__).resolve().parents[2]
 CPU = torch.device("cpu")
 PLAIN = Machine(Rank(), CPU, torch.contiguous_format, torch.bfloat16, nullcontext)
 
@@ -234,7 +235,8 @@ def test_stopped_and_resumed_equals_straight_bit_for_bit(train, student_flags, s
         "t.main(t.parse_args(sys.argv[1:]))\n"
     )
     command = [sys.executable, "-c", script, *train.flags, *map(str, flags)]
-    died = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    died = subprocess.run(command, capture_output=True, text=True, env=environment)
     assert died.returncode == 9, died.stderr
     assert len(metrics(tmp_path)) == 2
     with (tmp_path / "metrics.jsonl").open("a") as file:  # as if it had died between a record and its checkpoint
@@ -293,7 +295,7 @@ def test_two_processes_train_as_one_does_on_the_same_global_batches(train, tmp_p
         out = tmp_path / str(processes)
         command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
         flags = [*train.flags, "--batch-size", str(batch), "--epochs", "2", "--output-dir", str(out), "--lr", "0.01"]
-        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
         done = subprocess.run([*command, str(script), *flags], capture_output=True, text=True, env=environment)
         assert done.returncode == 0, done.stderr
         results[processes] = (weights(out), metrics(out)[-1])
