@@ -23,7 +23,8 @@ def arguments(text, output, *more):
     return ["parallel", "--input", text, "--pairs", "en-de", "--output", output, "--vocab-size", "70", *more]
 
 
-SMALL = ("--model-type", "unigram")
+AS_BEFORE = ("--model-type", "unigram")  # the settings of the shared pipeline
+SMALL = (*AS_BEFORE, "--vocab-size", "40")  # 120 lines have not many more pieces
 
 
 def test_the_manifest_tells_pairs_counts_settings_and_hashes(pipeline):
@@ -68,7 +69,7 @@ def test_binarized_text_decodes_to_the_text(pipeline):
 
 def test_a_second_run_does_nothing_and_other_settings_are_refused(pipeline, run_script, refused):
     before = {path: path.stat().st_mtime_ns for path in (pipeline / "data").rglob("*")}
-    again = arguments(pipeline / "text", pipeline / "data", *SMALL, "--pairs", "en-de,en-ru")
+    again = arguments(pipeline / "text", pipeline / "data", *AS_BEFORE, "--pairs", "en-de,en-ru")
     done = run_script("prepare.py", *again)
     assert done.returncode == 0
     assert done.stdout.strip().endswith("is already prepared with these settings")
@@ -79,7 +80,7 @@ def test_a_second_run_does_nothing_and_other_settings_are_refused(pipeline, run_
 
 def test_changed_input_is_noticed(tmp_path, pipeline, write_parallel, refused):
     text = write_parallel(tmp_path / "text", train=401)
-    line = refused("prepare.py", *arguments(text, pipeline / "data", *SMALL, "--pairs", "en-de,en-ru"))
+    line = refused("prepare.py", *arguments(text, pipeline / "data", *AS_BEFORE, "--pairs", "en-de,en-ru"))
     assert "was prepared with other inputs (train.de" in line
 
 
