@@ -2,7 +2,7 @@
 # CIFAR-10, the paper's question at 32x32: ResNet-18 teachers with and without label smoothing, MobileNetV2 students.
 #
 #   DATA=/data/cifar10 bash scripts/cifar10/run.sh
-#   DEVICE=cpu AMP_DTYPE=bf16 TEACHER_EPOCHS=4 STUDENT_EPOCHS=4 DATA=/data/cifar10 bash scripts/cifar10/run.sh
+#   DEVICE=cpu AMP_DTYPE=none TEACHER_EPOCHS=4 STUDENT_EPOCHS=4 DATA=/data/cifar10 bash scripts/cifar10/run.sh
 #
 # DATA holds train/ and val/, one folder of images per class. Finished runs are skipped, begun ones resumed; at the end
 # the alpha x T table is printed. Settings of this recipe: TEACHER_EPOCHS (30), STUDENT_EPOCHS (30).
@@ -18,7 +18,7 @@ STUDENTS=mobilenet_v2
 
 data=(--preset cifar10 --loader dali)
 optimization=(--opt sgd_nesterov --lr 0.05 --momentum 0.9 --weight-decay 5e-4 --lr-scheduler cosineannealinglr
-    --lr-warmup-epochs 1 --lr-warmup-per-step --amp --amp-dtype "$AMP_DTYPE")
+    --lr-warmup-epochs 1 --lr-warmup-per-step "${precision[@]}")
 for alpha in "${alphas[@]}"; do
     train "teacher_resnet18_alpha$alpha" "$TEACHER_EPOCHS" \
         --model resnet18 --label-smoothing "$alpha" "${data[@]}" "${optimization[@]}" "$@"

@@ -25,7 +25,7 @@ for student in "${students[@]}"; do
                 --dataset cub200 --model "$student" --init-weights "$start" --preset cub --loader torchvision \
                 --teacher resnet50 --teacher-weights "$teacher" --kd-temperature "$temperature" --kd-weight 1.0 \
                 --opt sgd --lr 0.01 --momentum 0.9 --weight-decay 1e-3 \
-                --lr-scheduler steplr --lr-step-size 80 --lr-gamma 0.1 --amp --amp-dtype "$AMP_DTYPE" "$@"
+                --lr-scheduler steplr --lr-step-size 80 --lr-gamma 0.1 "${precision[@]}" "$@"
         done
     done
 done

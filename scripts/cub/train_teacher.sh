@@ -19,5 +19,5 @@ for alpha in "${alphas[@]}"; do
     train "teacher_resnet50_alpha$alpha" 90 \
         --dataset cub200 --model resnet50 --init-weights "$start" --preset cub --loader torchvision \
         --label-smoothing "$alpha" --opt sgd --lr 0.01 --momentum 0.9 --weight-decay 1e-4 \
-        --lr-scheduler steplr --lr-step-size 30 --lr-gamma 0.1 --amp --amp-dtype "$AMP_DTYPE" "$@"
+        --lr-scheduler steplr --lr-step-size 30 --lr-gamma 0.1 "${precision[@]}" "$@"
 done

@@ -28,7 +28,7 @@ for student in "${students[@]}"; do
                 --teacher resnet50 --teacher-weights "$teacher" --kd-temperature "$temperature" --kd-weight 1.0 \
                 --opt sgd --lr 0.1 --momentum 0.9 --weight-decay 1e-4 \
                 --lr-scheduler steplr --lr-step-size 80 --lr-gamma 0.1 \
-                --lr-warmup-epochs 5 --lr-warmup-per-step --amp --amp-dtype "$AMP_DTYPE" "$@"
+                --lr-warmup-epochs 5 --lr-warmup-per-step "${precision[@]}" "$@"
         done
     done
 done

@@ -16,12 +16,17 @@ recipe_settings() {
     : "${WORKERS:=16}" # loader processes or threads per process
     : "${SEED:=0}" # of everything random
     : "${DEVICE:=cuda}" # cuda or cpu
-    : "${AMP_DTYPE:=fp16}" # of the runs in mixed precision: fp16 as in the paper, or bf16
+    : "${AMP_DTYPE:=fp16}" # of the runs in mixed precision: fp16 as in the paper, bf16, or none
     : "${CHECKPOINT:=best.pth}" # what counts of a finished run: best.pth or checkpoint.pth (the last)
     : "${DRY_RUN:=}" # 1: print the commands, run nothing
     case "${6:-}" in -h | --help) recipe_help && exit ;; esac
     read -ra alphas <<< "$ALPHAS"
     read -ra temperatures <<< "$TEMPERATURES"
+    case "$AMP_DTYPE" in
+        fp16 | bf16) precision=(--amp --amp-dtype "$AMP_DTYPE") ;;
+        none) precision=() ;;
+        *) echo "recipe: AMP_DTYPE is '$AMP_DTYPE'; give fp16, bf16, or none for full precision" >&2 && exit 2 ;;
+    esac
     PYTHON=$([ -x .venv/bin/python ] && echo .venv/bin/python || echo python3)
 }
 

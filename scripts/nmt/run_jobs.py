@@ -4,7 +4,7 @@
 
 Every DIR gets `train.log` (what the command printed) and `run.json`: the command, the wall-clock and CPU seconds of all
 its attempts together, and whether it finished. A DIR made by another command is refused, not overwritten; only the
-value of --max-epoch may grow, which lets a finished run go on.
+value of --max-epoch may grow, which lets a finished run go on, and --user-dir may name another clone.
 """
 
 import argparse
@@ -69,8 +69,9 @@ def load_record(run: Run) -> dict:
         return {"command": run.command, "finished": False, "seconds": 0.0, "cpu_seconds": 0.0}
     except ValueError:
         raise UserError(f"{run.folder / 'run.json'} is damaged; remove the folder to train it again") from None
-    if without_max_epoch(record["command"]) != without_max_epoch(run.command):
-        then, now = (" ".join(_only_in(*both)) for both in _both_ways(record["command"], run.command))
+    before, now = settings(record["command"]), settings(run.command)
+    if before != now:
+        then, now = (" ".join(_only_in(*both)) for both in ((before, now), (now, before)))
         raise UserError(
             f"{run.folder} was trained with other settings (then: {then or '-'}; now: {now or '-'}); "
             "choose another folder or remove it"
@@ -86,15 +87,14 @@ def max_epoch(command: list[str]) -> float:
     return float(command[command.index("--max-epoch") + 1]) if "--max-epoch" in command else 1.0
 
 
-def without_max_epoch(command: list[str]) -> list[str]:
-    if "--max-epoch" not in command:
-        return command
-    at = command.index("--max-epoch")
-    return command[:at] + command[at + 2 :]
-
-
-def _both_ways(a: list[str], b: list[str]):
-    return (a, b), (b, a)
+def settings(command: list[str]) -> list[str]:
+    """The command without what may change from one attempt to the next: the epochs, and where the plugin lies."""
+    kept = list(command)
+    for option in ("--max-epoch", "--user-dir"):
+        if option in kept:
+            at = kept.index(option)
+            del kept[at : at + 2]
+    return kept
 
 
 def _only_in(words: list[str], others: list[str]) -> list[str]:

@@ -84,6 +84,13 @@ def test_more_epochs_let_a_finished_run_go_on_and_fewer_do_not(tmp_path, run_scr
     assert counts == [1, 1, 2, 2]
 
 
+def test_a_run_goes_on_from_another_clone(tmp_path, run_script):
+    for clone, epochs in (("a", 1), ("b", 2)):
+        command = shell("true", "--user-dir", f"{clone}/fairseq_plugins", "--max-epoch", epochs)
+        assert run_script("run_jobs.py", "--", tmp_path / "run", *command).returncode == 0
+    assert record(tmp_path / "run")["command"][-3] == "b/fairseq_plugins"
+
+
 def test_a_folder_in_use_is_refused(tmp_path, refused):
     (tmp_path / "a").mkdir()
     with (tmp_path / "a" / "lock").open("w") as lock:

@@ -232,6 +232,19 @@ def test_lists_paths_seed_and_further_arguments_can_be_set_from_outside():
         assert (run["--seed"], run["--workers"], run["--device"], run["--print-freq"]) == ("7", "3", "cpu", "5")
 
 
+def test_precision_can_be_chosen_and_another_word_is_refused():
+    for script in ("imagenet/train_student.sh", "cub/train_teacher.sh", "cub/train_student.sh", "cifar10/run.sh"):
+        settings = {"STUDENTS": "resnet18"} if script != "cifar10/run.sh" else {}
+        done = recipe(script, DRY_RUN="1", AMP_DTYPE="bf16", **settings)
+        assert "--amp --amp-dtype bf16" in done.stdout
+        done = recipe(script, DRY_RUN="1", AMP_DTYPE="none", **settings)
+        assert "vision_reference/train.py" in done.stdout
+        assert "--amp" not in done.stdout
+    done = recipe("cub/train_teacher.sh", AMP_DTYPE="fp8")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == "recipe: AMP_DTYPE is 'fp8'; give fp16, bf16, or none for full precision\n"
+
+
 def test_a_batch_that_differs_from_the_papers_is_said_and_one_that_cannot_be_shared_is_refused():
     done = recipe("imagenet/train_teacher.sh", DRY_RUN="1", GPUS="2", BATCH="64")
     assert "the global batch is 128, the paper's is 2048" in done.stderr
