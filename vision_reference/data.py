@@ -8,7 +8,7 @@ import torch
 
 from vision_reference.cub200 import cub200
 from vision_reference.dali_loader import DaliLoader, EvaluationView, TrainingView
-from vision_reference.datasets import ImageDataset, Sample, check_same_classes, image_folder
+from vision_reference.datasets import ImageDataset, Sample, check_same_classes, image_folder, read_image, read_pixels
 from vision_reference.distributed import Rank
 from vision_reference.errors import UserError
 from vision_reference.loaders import MixingLoader, TorchvisionLoader, usable_workers
@@ -93,7 +93,7 @@ def _torchvision(
 
     def loader(samples: list[Sample], batches: TrainBatchSampler | EvalBatchSampler, pipeline: Callable):
         return TorchvisionLoader(
-            ImageDataset(samples, classes, pipeline),
+            ImageDataset(samples, classes, pipeline, read_pixels if args.backend == "tensor" else read_image),
             batches,
             workers=usable_workers(args.workers),
             normalize=Normalize(preset.mean, preset.std, device),

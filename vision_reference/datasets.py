@@ -10,10 +10,13 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision.datasets import ImageFolder
+from torchvision.io import ImageReadMode, decode_jpeg
+from torchvision.transforms.functional import pil_to_tensor
 
 from vision_reference.caching import cache_file
 from vision_reference.errors import UserError
 from vision_reference.files import atomic_file
+from vision_reference.image_files import is_jpeg, read_encoded
 
 Sample = tuple[str, int]
 
@@ -33,19 +36,40 @@ def read_image(path: str) -> Image.Image:
         raise UserError(f"unreadable image {path} ({reason}); replace or remove it") from None
 
 
+def read_pixels(path: str) -> Tensor:
+    """The pixels of the image at ``path``, uint8 (3, H, W), equal to those of ``read_image``.
+
+    JPEG files skip the PIL image on the way: torchvision decodes them straight into the tensor.
+
+    Raises:
+        UserError: it cannot be read or decoded.
+    """
+    encoded, _ = read_encoded(path)
+    if is_jpeg(encoded):
+        try:
+            return decode_jpeg(torch.from_numpy(encoded), ImageReadMode.RGB)
+        except RuntimeError:
+            pass  # what its decoder does not know (four inks) or cannot read; Pillow knows more, or says what is wrong
+    return pil_to_tensor(read_image(path))
+
+
 class ImageDataset(Dataset):
     """(pixels, label) for keys ``(index, seed)``: the seed fixes every random choice of ``transform``.
 
     Args:
         samples: (path, label) pairs.
         classes: class names; labels index them.
-        transform: from PIL image to tensor, drawing on torch's CPU generator.
+        transform: from what ``read`` returns to a tensor, drawing on torch's CPU generator.
+        read: from path to image: ``read_image`` or ``read_pixels``.
     """
 
-    def __init__(self, samples: list[Sample], classes: list[str], transform: Callable) -> None:
+    def __init__(
+        self, samples: list[Sample], classes: list[str], transform: Callable, read: Callable = read_image
+    ) -> None:
         self.samples = samples
         self.classes = classes
         self.transform = transform
+        self.read = read
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -53,7 +77,7 @@ class ImageDataset(Dataset):
     def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, int]:
         index, seed = key
         path, label = self.samples[index]
-        image = read_image(path)
+        image = self.read(path)
         with seeded(seed):
             return self.transform(image), label
 

@@ -13,6 +13,11 @@ _NO_LENGTH = {0x01, *range(0xD0, 0xD9)}
 _FRAMES = set(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 
 
+def is_jpeg(data: bytes | bytearray | np.ndarray) -> bool:
+    """Whether the bytes of a file begin as a JPEG file does."""
+    return bytes(data[:2]) == b"\xff\xd8"
+
+
 def read_encoded(path: str) -> tuple[np.ndarray, tuple[int, int]]:
     """Bytes of an image file, (N,) uint8, and its height and width.
 
@@ -23,21 +28,21 @@ def read_encoded(path: str) -> tuple[np.ndarray, tuple[int, int]]:
     """
     try:
         with open(path, "rb") as file:
-            data = file.read()
-        size = _jpeg_size(data) if data[:2] == b"\xff\xd8" else _other_size(data)
+            data = bytearray(file.read())  # writable, as tensors made of it must be
+        size = _jpeg_size(data) if is_jpeg(data) else _other_size(data)
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         reason = " ".join(str(error).split())
         raise UserError(f"unreadable image {path} ({reason}); replace or remove it") from None
     return np.frombuffer(data, np.uint8), size
 
 
-def _other_size(data: bytes) -> tuple[int, int]:
+def _other_size(data: bytearray) -> tuple[int, int]:
     with Image.open(io.BytesIO(data)) as image:
         image.verify()
         return image.height, image.width
 
 
-def _jpeg_size(data: bytes) -> tuple[int, int]:
+def _jpeg_size(data: bytearray) -> tuple[int, int]:
     """Height and width from the frame header; Pillow would take ten times as long to say so (ISO/IEC 10918-1, B.1)."""
     size = None
     for marker, start in _segments(data):
@@ -58,7 +63,7 @@ def _jpeg_size(data: bytes) -> tuple[int, int]:
     return size
 
 
-def _segments(data: bytes) -> Iterator[tuple[int, int]]:
+def _segments(data: bytearray) -> Iterator[tuple[int, int]]:
     """(marker, offset of its length field) of the segments of a JPEG file up to the end of the data."""
     place = 2
     while place + 4 <= len(data):

@@ -101,19 +101,19 @@ def training_pipeline(
     augmix_severity: int = 3,
     random_erase: float = 0.0,
 ) -> Callable:
-    """Random training augmentation: PIL image to uint8 (C, H, W); to normalized float32 if ``random_erase`` > 0.
+    """Random training augmentation: image to uint8 (C, H, W); to normalized float32 if ``random_erase`` > 0.
 
     Args:
         crop_size: side of the result in pixels.
         interpolation: bilinear, bicubic or nearest.
-        backend: "pil", or "tensor" to augment tensors.
+        backend: "pil" augments PIL images, "tensor" uint8 tensors (C, H, W).
         use_v2: use ``torchvision.transforms.v2``.
         auto_augment: None, ra, ta_wide, augmix, or the name of an AutoAugment policy.
         random_erase: probability of erasing a rectangle, which becomes the mean colour.
     """
     T = v2 if use_v2 else v1
     mode = InterpolationMode(interpolation)
-    steps = [T.PILToTensor()] if backend == "tensor" else []
+    steps = []
     if preset.crop_scale:
         steps.append(
             T.RandomResizedCrop(
@@ -144,12 +144,11 @@ def training_pipeline(
 def evaluation_pipeline(
     *, resize_size: int, crop_size: int, interpolation: str = "bilinear", backend: str = "pil", use_v2: bool = False
 ) -> Callable:
-    """Shorter side to ``resize_size``, centre crop of ``crop_size``: PIL image to uint8 (C, H, W)."""
+    """Shorter side to ``resize_size``, centre crop of ``crop_size``; images as in ``training_pipeline``."""
     T = v2 if use_v2 else v1
     resize = T.Resize(resize_size, interpolation=InterpolationMode(interpolation), antialias=True)
-    steps = [resize, T.CenterCrop(crop_size)]
-    steps.insert(0 if backend == "tensor" else len(steps), T.PILToTensor())
-    return T.Compose(steps)
+    to_tensor = [T.PILToTensor()] if backend == "pil" else []
+    return T.Compose([resize, T.CenterCrop(crop_size), *to_tensor])
 
 
 def _auto_augment(T, name: str, mode: InterpolationMode, magnitude: int, severity: int) -> Callable:

@@ -6,8 +6,9 @@ import time
 import pytest
 import torch
 from PIL import Image
+from torchvision.transforms.functional import pil_to_tensor, to_pil_image
 
-from vision_reference.datasets import ImageDataset, check_same_classes, image_folder, read_image, seeded
+from vision_reference.datasets import ImageDataset, check_same_classes, image_folder, read_image, read_pixels, seeded
 from vision_reference.errors import UserError
 
 
@@ -54,12 +55,44 @@ def test_any_colour_mode_becomes_rgb(tmp_path, mode):
     assert read_image(path).mode == "RGB"
 
 
+@pytest.mark.parametrize(
+    ("mode", "options"),
+    [
+        ("RGB", {}),
+        ("RGB", {"progressive": True, "subsampling": 0}),
+        ("RGB", {"quality": 30, "subsampling": 1, "optimize": True}),
+        ("L", {}),
+        ("CMYK", {}),
+    ],
+)
+def test_jpeg_pixels_are_the_same_with_and_without_pillow(tmp_path, mode, options):
+    noise = torch.rand(3, 9, 11).mul(255).byte()
+    path = str(tmp_path / "image.jpg")
+    to_pil_image(noise).resize((67, 45)).convert(mode).save(path, "JPEG", **options)
+    assert torch.equal(read_pixels(path), pil_to_tensor(read_image(path)))
+
+
+def test_other_files_are_read_into_the_same_tensor(folder):
+    path = str(folder / "dog" / "1.png")
+    assert torch.equal(read_pixels(path), pil_to_tensor(read_image(path)))
+
+
 @pytest.mark.parametrize("content", [b"", b"no image", "half"])
-def test_an_unreadable_image_is_named(folder, content):
+@pytest.mark.parametrize("read", [read_image, read_pixels])
+def test_an_unreadable_image_is_named(folder, content, read):
     path = folder / "cat" / "0.png"
     path.write_bytes(path.read_bytes()[:45] if content == "half" else content)
     with pytest.raises(UserError, match="unreadable image .*cat/0.png"):
-        read_image(path)
+        read(path)
+
+
+@pytest.mark.parametrize("read", [read_image, read_pixels])
+def test_a_jpeg_file_cut_short_is_named(tmp_path, read):
+    path = tmp_path / "image.jpg"
+    to_pil_image(torch.rand(3, 64, 64)).save(path)
+    path.write_bytes(path.read_bytes()[:-300])
+    with pytest.raises(UserError, match="unreadable image .*image.jpg"):
+        read(str(path))
 
 
 def test_a_missing_folder_is_told_with_the_expected_layout(tmp_path):

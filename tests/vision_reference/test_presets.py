@@ -47,8 +47,9 @@ def test_evaluation_pixels_are_resize_then_centre_crop_then_normalization(photo)
 @pytest.mark.parametrize("preset", sorted(PRESETS))
 def test_every_backend_and_version_gives_uint8_of_the_crop_size(photo, preset, backend, use_v2):
     style = {"backend": backend, "use_v2": use_v2}
-    train = training_pipeline(PRESETS[preset], crop_size=32, **style)(photo)
-    val = evaluation_pipeline(resize_size=40, crop_size=32, **style)(photo)
+    image = photo if backend == "pil" else TF.pil_to_tensor(photo)
+    train = training_pipeline(PRESETS[preset], crop_size=32, **style)(image)
+    val = evaluation_pipeline(resize_size=40, crop_size=32, **style)(image)
     for pixels in (train, val):
         assert type(pixels) is torch.Tensor
         assert pixels.dtype == torch.uint8
@@ -58,11 +59,11 @@ def test_every_backend_and_version_gives_uint8_of_the_crop_size(photo, preset, b
 @pytest.mark.parametrize("policy", ["ra", "ta_wide", "augmix", "imagenet", "cifar10", "svhn"])
 @pytest.mark.parametrize("use_v2", [False, True])
 def test_every_auto_augment_policy_runs_on_both_backends(photo, policy, use_v2):
-    for backend in ("pil", "tensor"):
+    for backend, image in (("pil", photo), ("tensor", TF.pil_to_tensor(photo))):
         pipeline = training_pipeline(
             PRESETS["imagenet"], crop_size=32, backend=backend, use_v2=use_v2, auto_augment=policy
         )
-        assert pipeline(photo).shape == (3, 32, 32)
+        assert pipeline(image).shape == (3, 32, 32)
 
 
 def test_random_erasing_fills_with_the_mean_colour_of_normalized_pixels(photo):

@@ -1,0 +1,61 @@
+"""The loader benchmark measures what it says, and its table shows medians, ranges and the two ratios."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT / "scripts"))
+
+import bench_loader  # noqa: E402
+
+
+def test_every_way_goes_through_all_images_each_round(tmp_path):
+    pytest.importorskip("nvidia.dali")
+    generator = np.random.default_rng(0)
+    samples = []
+    for number in range(10):
+        path = tmp_path / f"{number}.jpg"
+        Image.fromarray(generator.integers(0, 256, (60, 80, 3), dtype=np.uint8)).save(path)
+        samples.append((str(path), number))
+    makers = bench_loader.ways(samples, batch=4, workers=1)
+    made = {name: make() for name, make in makers.items()}
+    for _ in range(2):
+        assert {name: sum(batches) for name, batches in made.items()} == dict.fromkeys(made, 10)
+    assert {"decoding alone", "bare DALI pipeline, CPU", "ours, DALI CPU"} <= set(made)
+
+
+def test_the_table_has_medians_ranges_and_ratios_round_by_round():
+    rates = {
+        "torchvision's recipe, PIL": [100.0, 110.0, 300.0],
+        "ours, torchvision PIL": [100.0, 110.0, 300.0],
+        "ours, torchvision tensor": [100.0, 110.0, 300.0],
+        "bare DALI pipeline, CPU": [200.0, 220.0, 900.0],
+        "ours, DALI CPU": [200.0, 231.0, 600.0],
+    }
+    text = bench_loader.report(bench_loader.summarize(rates))
+    assert "| torchvision's recipe, PIL | 110 | 100 to 300 |" in text
+    assert "| ours, DALI CPU | bare DALI pipeline, CPU | 1.00 | 0.67 to 1.05 | 0.95 |" in text
+    assert "| ours, DALI CPU | torchvision's recipe, PIL | 2.00 | 2.00 to 2.10 | 2.0 |" in text
+
+
+def test_the_command_writes_what_it_measured(tmp_path):
+    pytest.importorskip("nvidia.dali")
+    for name in ("cat", "dog"):
+        (tmp_path / "data" / name).mkdir(parents=True)
+        Image.new("RGB", (40, 30)).save(tmp_path / "data" / name / "0.jpg")
+    flags = ["--batch-size", "2", "--images", "4", "--rounds", "1", "--workers", "1"]
+    flags += ["--data-path", str(tmp_path / "data"), "--json", str(tmp_path / "figures.json")]
+    command = [sys.executable, str(ROOT / "scripts" / "bench_loader.py"), *flags]
+    done = subprocess.run(command, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    record = json.loads((tmp_path / "figures.json").read_text())
+    assert record["setting"] == {"images": 4, "batch_size": 2, "workers": 1, "rounds": 1}
+    assert all(len(rates) == 1 and rates[0] > 0 for rates in record["rates"].values())
+    assert bench_loader.report(record) in done.stdout

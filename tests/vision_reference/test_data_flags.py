@@ -1,0 +1,72 @@
+"""The data flags of train.py, end to end: loaders, CUB-200-2011, broken files."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from vision_reference import train
+from vision_reference.arguments import parse_args
+from vision_reference.errors import UserError
+
+
+@pytest.fixture
+def birds(tmp_path):
+    """CUB-200-2011 in its official layout, but with two kinds of six small birds each."""
+    base = tmp_path / "data" / "CUB_200_2011"
+    generator = np.random.default_rng(0)
+    lists = {"images.txt": "", "image_class_labels.txt": "", "train_test_split.txt": ""}
+    for number in range(1, 13):
+        label = 1 + number % 2
+        file = f"00{label}.Bird/Bird_{number}.jpg"
+        (base / "images" / file).parent.mkdir(parents=True, exist_ok=True)
+        pixels = generator.integers(0, 256, (40, 50, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(base / "images" / file)
+        for name, value in zip(lists, (file, label, int(number <= 8)), strict=True):
+            lists[name] += f"{number} {value}\n"
+    for name, content in lists.items():
+        (base / name).write_text(content)
+    return base.parent
+
+
+def run(folder, *flags):
+    command = ["--data-path", str(folder), "--device", "cpu", "--workers", "1", "--batch-size", "4", "--epochs", "1"]
+    command += ["--seed", "1", "--model", "squeezenet1_1"]
+    command += ["--train-crop-size", "32", "--val-resize-size", "36", "--val-crop-size", "32", *flags]
+    train.main(parse_args(command))
+
+
+def test_birds_are_learnt_through_dali_without_their_broken_files(birds, tmp_path, capsys, monkeypatch):
+    pytest.importorskip("nvidia.dali")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    broken = birds / "CUB_200_2011" / "images" / "002.Bird" / "Bird_1.jpg"
+    broken.write_bytes(broken.read_bytes()[:500])
+    flags = ["--dataset", "cub200", "--preset", "cub", "--loader", "dali", "--output-dir", str(tmp_path / "out")]
+    with pytest.raises(UserError, match=f"unreadable image {broken}"):
+        run(birds, *flags)
+    run(birds, *flags, "--skip-unreadable")
+    text = capsys.readouterr().out
+    assert "left out 1 unreadable of 8 training images" in text
+    assert "7 training and 4 validation images, 2 classes" in text
+    assert (tmp_path / "out" / "unreadable_training.txt").read_text() == f"{broken}\n"
+    assert (tmp_path / "out" / "checkpoint.pth").exists()
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ("--auto-augment ra", "--auto-augment has no equal in the DALI loader"),
+        ("--random-erase 0.1", "--random-erase has no equal"),
+        ("--use-v2", "--use-v2 has no equal"),
+        ("--backend tensor", "--backend tensor has no equal"),
+    ],
+)
+def test_what_dali_has_no_equal_for_is_refused_by_name(flags, message):
+    with pytest.raises(UserError, match=message):
+        parse_args(["--loader", "dali", *flags.split()])
+
+
+def test_flags_that_would_do_nothing_are_refused():
+    with pytest.raises(UserError, match="--dali-device was given without --loader dali"):
+        parse_args(["--dali-device", "cpu"])
+    with pytest.raises(UserError, match="--download fetches CUB-200-2011 only"):
+        parse_args(["--download"])
