@@ -13,6 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vision_reference.folding import fold_batch_norms
+
 
 def kd_divergence(student_logits: Tensor, teacher_logits: Tensor, temperature: float) -> Tensor:
     """``T^2 * KL(softmax(teacher / T) || softmax(student / T))``, mean over the batch.
@@ -93,8 +95,12 @@ def distillation_loss(
 class Teacher:
     """A frozen network that only answers. No module, so that no optimizer, wrapper or checkpoint can pick it up.
 
+    What answers is a copy made for nothing else: batch norms folded into convolutions, and under autocast the weights
+    of convolutions and linear layers kept in its type (autocast would convert frozen weights anew in every step; the
+    answers are the same to the bit).
+
     Args:
-        model: the trained network; put into evaluation mode and frozen here.
+        model: the trained network; put into evaluation mode and frozen here, its weights stay as they are.
         device: where the student trains.
         memory_format: the student's memory format.
         autocast: makes the autocast context in which the student runs.
@@ -110,7 +116,11 @@ class Teacher:
         *,
         compile: bool = False,
     ) -> None:
-        self.model = model.requires_grad_(False).eval().to(device, memory_format=memory_format)
+        folded = fold_batch_norms(model.requires_grad_(False).eval())
+        self.model = folded.requires_grad_(False).to(device, memory_format=memory_format)
+        with autocast():
+            if torch.is_autocast_enabled(device.type):
+                _keep_weights_in(torch.get_autocast_dtype(device.type), self.model)
         self._forward = torch.compile(self.model) if compile else self.model
         self._autocast = autocast
 
@@ -118,6 +128,13 @@ class Teacher:
         """Logits (B, K) for ``images`` (B, C, H, W)."""
         with torch.inference_mode(), self._autocast():
             return self._forward(images)
+
+
+def _keep_weights_in(dtype: torch.dtype, model: nn.Module) -> None:
+    """Converts the layers whose operation autocast runs in ``dtype`` anyway; subclasses may do something else."""
+    for module in model.modules():
+        if type(module) in (nn.Conv2d, nn.Linear):
+            module.to(dtype)
 
 
 def _loss_type(logits: Tensor) -> torch.dtype:
