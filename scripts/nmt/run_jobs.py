@@ -77,7 +77,8 @@ def load_record(run: Run) -> dict:
             "choose another folder or remove it"
         )
     # More epochs than last time make a finished run an unfinished one: the schedule does not depend on their number.
-    if run.max_epoch > max_epoch(record["command"]):
+    # An unfinished one is judged by this attempt's number, be it smaller: that is what it will have when it is done.
+    if not record["finished"] or run.max_epoch > max_epoch(record["command"]):
         record |= {"command": run.command, "finished": False}
     return record
 

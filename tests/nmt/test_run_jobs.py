@@ -84,6 +84,16 @@ def test_more_epochs_let_a_finished_run_go_on_and_fewer_do_not(tmp_path, run_scr
     assert counts == [1, 1, 2, 2]
 
 
+def test_fewer_epochs_than_an_interrupted_attempt_wanted_are_not_taken_for_all(tmp_path, run_script):
+    command = f"echo x >> {tmp_path}/count; test -e {tmp_path}/cured"
+    counts = []
+    for epochs in (4, 3, 4):  # the first attempt fails
+        run_script("run_jobs.py", "--", tmp_path / "a", *shell(command, "--max-epoch", epochs))
+        counts.append(len((tmp_path / "count").read_text().splitlines()))
+        (tmp_path / "cured").touch()
+    assert counts == [1, 2, 3]
+
+
 def test_a_run_goes_on_from_another_clone(tmp_path, run_script):
     for clone, epochs in (("a", 1), ("b", 2)):
         command = shell("true", "--user-dir", f"{clone}/fairseq_plugins", "--max-epoch", epochs)
