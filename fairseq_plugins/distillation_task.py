@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
 import torch
+from fairseq import utils
 from fairseq.optim.amp_optimizer import AMPOptimizer
 
 from .errors import UserError
 from .language_tokens import Batch, Layout
-from .teachers import Teacher
+from .stored_teachers import StoredTeacher
+from .teachers import Teacher, Vocabulary
 from .word_level_kd import SoftLabels
 
 
@@ -16,17 +21,27 @@ class DistillationTask:
 
     Attributes:
         teachers: for each language pair that has one; empty until training starts, and without `--teacher(s)`.
+        stored_teachers: for each language pair whose teacher's outputs were stored, `--teacher-outputs`; likewise.
         kd_weight: the criterion's.
     """
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
         self.teachers: dict[str, Teacher] = {}
+        self.stored_teachers: dict[str, StoredTeacher] = {}
         self.kd_weight: float | None = None
         self._trains = False
 
     def load_teachers(self) -> dict[str, Teacher]:
         """One teacher per language pair, on the CPU."""
+        raise NotImplementedError
+
+    def store_folders(self) -> dict[str, Path]:
+        """Folder of the stored teacher outputs for each language pair that has them."""
+        raise NotImplementedError
+
+    def vocabulary(self, pair: str) -> Vocabulary:
+        """The student's dictionaries for a pair."""
         raise NotImplementedError
 
     def soft_labels(self, sample) -> list[SoftLabels]:
@@ -44,11 +59,15 @@ class DistillationTask:
         # not in `build_model`: fairseq would wrap the teachers' layers under --ddp-backend fully_sharded
         if self._trains:
             self.teachers = self.load_teachers()
-        if self.teachers and self.kd_weight is None:
-            raise UserError(
-                f"a teacher was given, but --criterion {type(criterion).__name__} does not listen to it: use "
-                "--criterion label_smoothed_kd_cross_entropy"
-            )
+            folders = self.store_folders()
+            if (self.teachers or folders) and self.kd_weight is None:
+                raise UserError(
+                    f"a teacher was given, but --criterion {type(criterion).__name__} does not listen to it: use "
+                    "--criterion label_smoothed_kd_cross_entropy"
+                )
+            for pair, folder in folders.items():
+                vocabulary = self.vocabulary(pair)
+                self.stored_teachers[pair] = StoredTeacher(folder, vocabulary, criterion.kd_temperature, self.kd_tail)
         return criterion
 
     def begin_epoch(self, epoch, model):
@@ -59,7 +78,7 @@ class DistillationTask:
             teacher.to(weight.device, weight.dtype)
 
     def train_step(self, sample, model, criterion, optimizer, update_num, ignore_grad=False):
-        if self.teachers:
+        if self.teachers or self.stored_teachers:
             # a worker that has run out of data repeats a batch and ignores the outcome
             labels = []
             if not ignore_grad:
@@ -67,6 +86,27 @@ class DistillationTask:
                     labels = self.soft_labels(sample)
             sample = {**sample, "soft_labels": labels}
         return super().train_step(sample, model, criterion, optimizer, update_num, ignore_grad)
+
+
+def refuse_altered_data(options: Any) -> None:
+    """Stored outputs are about whole sentences in one folder, found by their position there.
+
+    Args:
+        options: `data` and `truncate_source` of a task.
+
+    Raises:
+        UserError: the student would see other sentences, or the same ones in other places.
+    """
+    if options.truncate_source:
+        raise UserError(
+            "--truncate-source: stored teacher outputs are about whole sentences; leave it out (longer ones can be "
+            "skipped, --skip-invalid-size-inputs-valid-test), or train with the expert itself"
+        )
+    if len(utils.split_paths(options.data)) > 1:
+        raise UserError(
+            f"{options.data}: stored teacher outputs are about the data of one folder; give one folder, or train with "
+            "the expert itself"
+        )
 
 
 def batch_of(sample) -> Batch:

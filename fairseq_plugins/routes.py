@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
 from fairseq.data import BaseWrapperDataset, FairseqDataset
 from fairseq.data.multilingual.multilingual_data_manager import MultilingualDatasetManager
 from torch import Tensor
@@ -57,6 +58,7 @@ class RoutedDatasetManager(MultilingualDatasetManager):
 
     Attributes:
         routes: one entry per data set, the extra categories of the training data included.
+        sentences_of_pair: how many sentences the training data of each pair have, extra categories apart.
     """
 
     def __init__(self, args, lang_pairs, langs, dicts, sampling_method) -> None:
@@ -65,6 +67,7 @@ class RoutedDatasetManager(MultilingualDatasetManager):
         for category, pairs in (args.extra_lang_pairs or {}).items():
             categories[category] = pairs.split(",")
         self.routes, self._route_of_key = [], {}
+        self.sentences_of_pair: dict[str, int] = {}
         for category, pairs in categories.items():
             for pair in pairs:
                 # monolingual data is named by its only language
@@ -76,6 +79,12 @@ class RoutedDatasetManager(MultilingualDatasetManager):
     def load_split_datasets(self, split, training, epoch=1, combine=False, shard_epoch=None, **kwargs):
         datasets, params = super().load_split_datasets(split, training, epoch, combine, shard_epoch, **kwargs)
         numbered = [(key, RoutedDataset(data, self._route_of_key[key], len(self.routes))) for key, data in datasets]
+        if split == self.args.train_subset:
+            self.sentences_of_pair = {
+                f"{param['src']}-{param['tgt']}": len(data)
+                for param, (_, data) in zip(params, datasets, strict=True)
+                if param["data_category"] == "main"
+            }
         return numbered, params
 
     def sentences_by_route(self, ids: Tensor) -> dict[Route, list[int]]:
@@ -88,3 +97,7 @@ class RoutedDatasetManager(MultilingualDatasetManager):
         for row, sentence_id in enumerate(ids.tolist()):
             rows.setdefault(self.routes[sentence_id % len(self.routes)], []).append(row)
         return rows
+
+    def indices(self, ids: Tensor) -> np.ndarray:
+        """(B,) position of each sentence in the data set it came from, given the batch's (B,) `id`."""
+        return ids.cpu().numpy() // len(self.routes)

@@ -15,13 +15,14 @@ from fairseq.tasks.translation import TranslationConfig
 from fairseq.tasks.translation_multi_simple_epoch import TranslationMultiSimpleEpochTask
 
 from .. import pair_bleu
-from ..distillation_task import DistillationTask, batch_of, layout_of
+from ..distillation_task import DistillationTask, batch_of, layout_of, refuse_altered_data
 from ..errors import UserError
 from ..language_tokens import LanguageTokens, realign
 from ..resume import carrying
 from ..routes import RoutedDatasetManager
 from ..selective import STRATEGIES, Selection
 from ..stock_options import MultilingualTranslationOptions, as_namespace
+from ..stored_teachers import KD_TAIL_HELP, TAILS, TEACHER_OUTPUTS_HELP, parse_stores
 from ..teachers import Vocabulary, load_teacher, parse_teachers
 from ..validation import Translator
 
@@ -44,6 +45,11 @@ class MultilingualTranslationKDConfig(MultilingualTranslationOptions):
             "named learn from labels alone. Use with --criterion label_smoothed_kd_cross_entropy"
         },
     )
+    teacher_outputs: Optional[str] = field(  # noqa: UP045
+        default=None,
+        metadata={"help": "one folder per language pair, en-de=DIR,en-ru=DIR, " + TEACHER_OUTPUTS_HELP.format(s="s")},
+    )
+    kd_tail: ChoiceEnum(TAILS) = field(default=TAILS[0], metadata={"help": KD_TAIL_HELP})
     kd_strategy: ChoiceEnum(STRATEGIES) = field(
         default="fixed",
         metadata={
@@ -73,6 +79,8 @@ class MultilingualTranslationKDConfig(MultilingualTranslationOptions):
 class MultilingualTranslationKDTask(DistillationTask, TranslationMultiSimpleEpochTask):
     """`translation_multi_simple_epoch` plus `--teachers`; a batch may mix pairs, each sentence has its own expert.
 
+    Some pairs may have an expert and others the stored outputs of one (`--teacher-outputs`).
+
     Validation translates for BLEU per pair where asked for, and then decides the weight of each pair's teacher.
     """
 
@@ -82,6 +90,11 @@ class MultilingualTranslationKDTask(DistillationTask, TranslationMultiSimpleEpoc
         self.kd = cfg
         self.selection = Selection(str(cfg.kd_strategy), cfg.kd_threshold)
         self.translator = Translator(cfg) if cfg.eval_bleu or self.selection.strategy != "fixed" else None
+        if self.selection.strategy != "fixed" and cfg.teacher_outputs:
+            raise UserError(
+                f"--kd-strategy {cfg.kd_strategy} compares the student with experts that translate; stored outputs "
+                "cannot: use --teachers in place of --teacher-outputs, or --kd-strategy fixed"
+            )
         if self.selection.strategy != "fixed" and not cfg.teachers:
             raise UserError(f"--kd-strategy {cfg.kd_strategy} weighs teachers: name them with --teachers en-de=PATH")
 
@@ -112,28 +125,62 @@ class MultilingualTranslationKDTask(DistillationTask, TranslationMultiSimpleEpoc
             return {}
         teachers = {}
         for pair, paths in parse_teachers(self.kd.teachers, self.lang_pairs).items():
-            source_lang, target_lang = pair.split("-")
-            vocabulary = Vocabulary(
-                source_lang,
-                target_lang,
-                self._dictionary_path(source_lang, self.args.source_dict),
-                self._dictionary_path(target_lang, self.args.target_dict),
-            )
-            teachers[pair] = load_teacher(paths, vocabulary, self.args.left_pad_source)
+            teachers[pair] = load_teacher(paths, self.vocabulary(pair), self.args.left_pad_source)
             logger.info(f"teacher of {pair}: {paths}; --kd-strategy {self.selection.strategy}")
         return teachers
+
+    @property
+    def kd_tail(self):
+        return str(self.kd.kd_tail)
+
+    def store_folders(self):
+        if not (self.kd.teacher_outputs and self.training):
+            return {}
+        refuse_altered_data(self.args)
+        folders = parse_stores(self.kd.teacher_outputs, self.lang_pairs)
+        extra = {pair for pairs in (self.args.extra_lang_pairs or {}).values() for pair in pairs.split(",")}
+        for pair, folder in folders.items():
+            if pair in self.teachers:
+                raise UserError(f"{pair} is in both --teachers and --teacher-outputs: name it in one of them")
+            if pair in extra:
+                raise UserError(
+                    f"--teacher-outputs {pair}: --extra-lang-pairs adds data to that pair that stored outputs are not "
+                    "about; teach it with --teachers"
+                )
+            logger.info(f"stored teacher outputs of {pair}: {folder}; --kd-tail {self.kd_tail}")
+        return folders
+
+    def vocabulary(self, pair):
+        source_lang, target_lang = pair.split("-")
+        return Vocabulary(
+            source_lang,
+            target_lang,
+            self._dictionary_path(source_lang, self.args.source_dict),
+            self._dictionary_path(target_lang, self.args.target_dict),
+        )
 
     def _dictionary_path(self, lang, named):
         in_data = Path(utils.split_paths(self.args.data)[0]) / f"dict.{lang}.txt"
         return self.args.fixed_dictionary or named or str(in_data)
 
+    def load_dataset(self, split, epoch=1, combine=False, **kwargs):
+        super().load_dataset(split, epoch, combine, **kwargs)
+        if split == self.args.train_subset:
+            folder = Path(utils.split_paths(self.args.data)[0])
+            for pair, stored in self.stored_teachers.items():
+                stored.check_data(folder, split, self.data_manager.sentences_of_pair[pair])
+
     def soft_labels(self, sample):
         batch, layout = batch_of(sample), layout_of(self.target_dictionary, self.args)
+        indices = self.data_manager.indices(sample["id"]) if self.stored_teachers else None
         labels = []
         for route, rows in self.data_manager.sentences_by_route(sample["id"]).items():
+            sentences = torch.tensor(rows, device=batch.target.device)
             strength = self.selection.strength(route.pair)
-            if route.pair in self.teachers and strength > 0:
-                sentences = torch.tensor(rows, device=batch.target.device)
+            if route.pair in self.stored_teachers:
+                stored = self.stored_teachers[route.pair]
+                labels.append(stored.soft_labels(batch, sentences, indices[rows], layout, route.tokens))
+            elif route.pair in self.teachers and strength > 0:
                 labels.append(self.teachers[route.pair].soft_labels(batch, sentences, layout, route.tokens, strength))
         return labels
 

@@ -6,12 +6,14 @@ from typing import Optional  # omegaconf 2.0 cannot read `str | None`
 
 import torch
 from fairseq import utils
+from fairseq.dataclass import ChoiceEnum
 from fairseq.tasks import register_task
 from fairseq.tasks.translation import TranslationConfig, TranslationTask
 
-from ..distillation_task import DistillationTask, batch_of, layout_of
+from ..distillation_task import DistillationTask, batch_of, layout_of, refuse_altered_data
 from ..errors import UserError
 from ..language_tokens import LanguageTokens
+from ..stored_teachers import KD_TAIL_HELP, TAILS, TEACHER_OUTPUTS_HELP
 from ..teachers import Vocabulary, load_teacher
 
 
@@ -25,6 +27,10 @@ class TranslationKDConfig(TranslationConfig):
             "Use with --criterion label_smoothed_kd_cross_entropy. Without it this is stock translation"
         },
     )
+    teacher_outputs: Optional[str] = field(  # noqa: UP045
+        default=None, metadata={"help": "folder " + TEACHER_OUTPUTS_HELP.format(s="")}
+    )
+    kd_tail: ChoiceEnum(TAILS) = field(default=TAILS[0], metadata={"help": KD_TAIL_HELP})
 
 
 @register_task("translation_kd", dataclass=TranslationKDConfig)
@@ -40,21 +46,46 @@ class TranslationKDTask(DistillationTask, TranslationTask):
         except FileNotFoundError as problem:
             raise UserError(f"{problem}; give a folder written by fairseq-preprocess") from None
 
+    @property
+    def pair(self):
+        return f"{self.cfg.source_lang}-{self.cfg.target_lang}"
+
+    @property
+    def kd_tail(self):
+        return str(self.cfg.kd_tail)
+
     def load_teachers(self):
         if self.cfg.teacher is None:
             return {}
+        return {self.pair: load_teacher(self.cfg.teacher, self.vocabulary(self.pair), self.cfg.left_pad_source)}
+
+    def store_folders(self):
+        if self.cfg.teacher_outputs is None:
+            return {}
+        if self.cfg.teacher is not None:
+            raise UserError("--teacher and --teacher-outputs are both given: name the expert or its stored outputs")
+        refuse_altered_data(self.cfg)
+        return {self.pair: Path(self.cfg.teacher_outputs)}
+
+    def vocabulary(self, pair):
         source_lang, target_lang = self.cfg.source_lang, self.cfg.target_lang
-        folder = Path(utils.split_paths(self.cfg.data)[0])
-        vocabulary = Vocabulary(
-            source_lang,
-            target_lang,
-            str(folder / f"dict.{source_lang}.txt"),
-            str(folder / f"dict.{target_lang}.txt"),
-        )
-        return {f"{source_lang}-{target_lang}": load_teacher(self.cfg.teacher, vocabulary, self.cfg.left_pad_source)}
+        folder = self._folder()
+        source_path, target_path = (str(folder / f"dict.{lang}.txt") for lang in (source_lang, target_lang))
+        return Vocabulary(source_lang, target_lang, source_path, target_path)
+
+    def _folder(self):
+        return Path(utils.split_paths(self.cfg.data)[0])
+
+    def load_dataset(self, split, epoch=1, combine=False, **kwargs):
+        super().load_dataset(split, epoch, combine, **kwargs)
+        if split == self.cfg.train_subset:
+            for stored in self.stored_teachers.values():
+                stored.check_data(self._folder(), split, len(self.datasets[split]))
 
     def soft_labels(self, sample):
-        (teacher,) = self.teachers.values()
-        batch = batch_of(sample)
+        batch, layout = batch_of(sample), layout_of(self.target_dictionary, self.cfg)
         everyone = torch.arange(len(batch.target), device=batch.target.device)
-        return [teacher.soft_labels(batch, everyone, layout_of(self.target_dictionary, self.cfg), LanguageTokens())]
+        if self.stored_teachers:
+            indices = sample["id"].cpu().numpy()
+            return [self.stored_teachers[self.pair].soft_labels(batch, everyone, indices, layout, LanguageTokens())]
+        return [self.teachers[self.pair].soft_labels(batch, everyone, layout, LanguageTokens())]

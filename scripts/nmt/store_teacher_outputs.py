@@ -1,0 +1,97 @@
+"""Stores an expert's predictions for every target word of prepared data, once, so that students train without it.
+
+    python scripts/nmt/store_teacher_outputs.py --data-bin data/iwslt/data-bin --lang-pair en-de \\
+        --teacher results/iwslt/experts-0.1/en-de/checkpoint_best.pt --output results/iwslt/outputs-0.1/en-de
+    fairseq-train ... --task multilingual_translation_kd --teacher-outputs en-de=results/iwslt/outputs-0.1/en-de
+
+Uses all GPUs, or all cores where there is none. A run that was killed goes on where it stopped when the same command is
+run again; a finished one is left as it is. Format: fairseq_plugins/stored_outputs.py.
+"""
+
+import argparse
+import logging
+import math
+import warnings
+from pathlib import Path
+
+from lang_pair import parse_pairs
+from translate import import_fairseq
+from user_error import UserError, run_cli
+
+
+def get_args_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data-bin", type=Path, required=True, metavar="D", help="folder of fairseq-preprocess")
+    parser.add_argument("--lang-pair", required=True, help="such as en-de")
+    parser.add_argument(
+        "--teacher", required=True, metavar="C", help="the expert's checkpoint; several, joined by ':', are an ensemble"
+    )
+    parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="folder to make")
+    parser.add_argument("--subset", default="train", help="split of the data (default: %(default)s)")
+    parser.add_argument(
+        "--top-k", type=int, default=8, metavar="K", help="entries kept for each word (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--temperatures",
+        default="1,2,3,64",
+        metavar="T,...",
+        help="values that --kd-temperature can take in training (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--max-tokens", type=int, default=4096, help="source or target tokens in a batch (default: %(default)s)"
+    )
+    parser.add_argument("--workers", type=int, metavar="N", help="processes (default: one for each GPU, or each core)")
+    parser.add_argument("--cpu", action="store_true", help="leave GPUs alone")
+    parser.add_argument(
+        "--precision",
+        choices=("fp32", "fp16", "bf16"),
+        default="fp32",
+        help="in which the expert runs; others than %(default)s on GPUs only (default: %(default)s)",
+    )
+    return parser
+
+
+def parse_temperatures(text: str) -> list[float]:
+    """`1,2,64` -> [1.0, 2.0, 64.0]. Raises UserError for anything but distinct numbers above 0."""
+    try:
+        temperatures = [float(item) for item in text.split(",")]
+    except ValueError:
+        temperatures = [0.0]
+    if not all(0 < one < math.inf for one in temperatures) or len(set(temperatures)) < len(temperatures):
+        raise UserError(f"--temperatures {text}: give different numbers above 0, such as 1,2,64")
+    return temperatures
+
+
+def main() -> None:
+    args = get_args_parser().parse_args()
+    pairs = parse_pairs(args.lang_pair)
+    if len(pairs) > 1:
+        raise UserError(f"--lang-pair {args.lang_pair}: an expert is stored for one pair at a time; name one")
+    temperatures = parse_temperatures(args.temperatures)
+    for name in ("top_k", "max_tokens", "workers"):
+        value = getattr(args, name)
+        if value is not None and value < 1:
+            raise UserError(f"--{name.replace('_', '-')} {value} is below 1")
+    import_fairseq()
+    from teacher_outputs import store
+
+    logging.disable(logging.INFO)  # fairseq's account of every file it opens
+    warnings.filterwarnings("ignore", message="Support for mismatched key_padding_mask")  # stock fairseq's own masks
+
+    store(
+        args.data_bin,
+        pairs[0],
+        args.teacher,
+        args.output,
+        subset=args.subset,
+        top_k=args.top_k,
+        temperatures=temperatures,
+        max_tokens=args.max_tokens,
+        workers=args.workers,
+        cpu=args.cpu,
+        precision=args.precision,
+    )
+
+
+if __name__ == "__main__":
+    run_cli("store_teacher_outputs.py", main)
