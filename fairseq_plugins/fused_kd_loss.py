@@ -27,7 +27,7 @@ from .word_level_kd import ProjectedLogits, SoftLabels, TopKLogits
 CPU_CHUNK_TOKENS = 256
 CUDA_CHUNK_ENTRIES = 2**26
 # On a CPU the passes between the products run over about so many entries at a time.
-CPU_BLOCK_ENTRIES = 2**19
+CPU_BLOCK_ENTRIES = 2**18
 
 
 @dataclass(frozen=True)
@@ -204,63 +204,46 @@ class _FirstEntries:
         return (features @ self.weight_sum + self.bias_sum).unsqueeze(1)
 
 
-@dataclass(frozen=True)
-class _Labels:
-    """The label's side of R tokens.
-
-    Attributes:
-        target: (R, 1)
-        counted: (R, 1) whether the token has a label loss.
-        share: (R, 1) share of the label loss, 1 - w or 0.
-        logit_sum: (R, 1) sum of the student's logits at T = 1.
-    """
-
-    target: Tensor
-    counted: Tensor
-    share: Tensor
-    logit_sum: Tensor
-
-    def __getitem__(self, rows: slice) -> _Labels:
-        return _Labels(self.target[rows], self.counted[rows], self.share[rows], self.logit_sum[rows])
-
-
-@dataclass(frozen=True)
 class _Stored:
     """A stored teacher's side of R tokens.
 
     Attributes:
         indices: (R, k)
         p: (R, k) softened probabilities of these entries.
-        tail: (R, 1) softened probability of each of the first `size` entries that was not stored.
-        logit_sum: (R, 1) sum over the first `size` entries of the student's logits at T = 1.
-        size: number of entries that the teacher knows.
+        tail: (R, 1) softened probability of each of the V_teacher - k other entries.
+        mass: (R, 1) sum of all; rounded logits may leave it a little off 1.
     """
 
-    indices: Tensor
-    p: Tensor
-    tail: Tensor
-    logit_sum: Tensor
-    size: int
+    def __init__(self, stored: TopKLogits, student_logits: Tensor, temperature: float) -> None:
+        """
+        Args:
+            stored: of R tokens.
+            student_logits: (R, V) over T.
+            temperature: T
+        """
+        p, tail = stored.probabilities(temperature)
+        self.size = stored.vocabulary_size
+        self.indices = stored.indices.long()
+        self.p, self.tail = p.to(student_logits.dtype), tail.to(student_logits.dtype).unsqueeze(1)
+        self.others = self.size - p.size(1)
+        self.mass = self.p.sum(dim=1, keepdim=True) + self.others * self.tail
+        self.student_logits = student_logits.gather(1, self.indices)
 
-    def __getitem__(self, rows: slice) -> _Stored:
-        return _Stored(self.indices[rows], self.p[rows], self.tail[rows], self.logit_sum[rows], self.size)
+    def divergence(self, logit_sum: Tensor, log_sum_exp: Tensor) -> Tensor:
+        """KL(p || q) (R, 1).
 
+        Args:
+            logit_sum: (R, 1) of the student's first V_teacher logits over T.
+            log_sum_exp: (R, 1) of all the student's logits over T.
+        """
+        lprobs = self.student_logits - log_sum_exp
+        other_lprobs = logit_sum - self.size * log_sum_exp - lprobs.sum(dim=1, keepdim=True)
+        stored = torch.xlogy(self.p, self.p).sub_(self.p * lprobs).sum(dim=1, keepdim=True)
+        return stored + self.others * torch.xlogy(self.tail, self.tail) - self.tail * other_lprobs
 
-@dataclass(frozen=True)
-class _Softened:
-    """The student's side of R tokens at T.
-
-    Attributes:
-        logits: (R, V) over T, less the largest of each token.
-        top: (R, 1) the largest, over T.
-        exponentials: (R, V) of `logits`.
-        total: (R, 1) their sum.
-    """
-
-    logits: Tensor
-    top: Tensor
-    exponentials: Tensor
-    total: Tensor
+    def agrees(self, top: Tensor) -> Tensor:
+        """(R, 1) whether the best stored entry has the student's largest logit over T, `top` (R, 1)."""
+        return self.student_logits.gather(1, self.p.argmax(dim=1, keepdim=True)).eq(top)
 
 
 class _Run:
@@ -293,14 +276,13 @@ class _Run:
             chunk, block = CPU_CHUNK_TOKENS, max(1, CPU_BLOCK_ENTRIES // self.size)
         else:
             chunk = block = max(1, CUDA_CHUNK_ENTRIES // self.size)
-        self.chunk = min(chunk, max(len(group.rows) for group in groups))
+        self.chunk = max(1, min(chunk, max(len(group.rows) for group in groups)))
         self.block = min(block, self.chunk)
         self.project = _Projection(weight, bias, autocast, self._buffer(self.chunk, self.size))
         # teachers take turns in one buffer
         known = [_known_entries(group.teacher) for group in groups if not isinstance(group.teacher, TopKLogits)]
         self.teacher_logits = self._buffer(self.chunk, max(known, default=0))
-        taught = any(group.teacher is not None for group in groups)
-        self.scratch = self._buffer(3, self.block, self.size) if taught else None
+        self.scratch = self._buffer(3, self.block, self.size)
 
         self.gradients = [
             x.new_zeros(x.shape, dtype=self.work) if wants else None
@@ -343,107 +325,105 @@ class _Run:
         return self.loss, self.nll_loss, self.kd_loss, self.loss.new_tensor(taught), self.agreed, self.n_correct
 
     def _chunk(self, group: _Group, projection: _Projection | None, tokens: slice) -> None:
-        rows, temperature = group.rows[tokens], group.temperature
-        features = self.features[rows]
-        logits = self.project(features, temperature)
-        features = features.to(self.work)
-        everything = self._first(self.size)
+        """Adds what some tokens of a group give to sums and gradients."""
+        rows, temperature, kd_share = group.rows[tokens], group.temperature, group.kd_share
+        logits = self.project(self.features[rows], temperature)
+        features = self.features[rows].to(self.work)
         target = self.target[rows].unsqueeze(1)
         counted = target.ne(self.ignore_index)
-        labels = _Labels(target, counted, counted.to(self.work) * (1 - group.kd_share), everything.logit_sum(features))
-        # amounts (R, 1) that the gradients of a token's first entries have in common
-        taken = [(everything, labels.share * self.eps_i)]
+        label_share = counted.to(self.work) * (1 - kd_share)
+        at_label = logits.gather(1, target)
 
-        teacher = group.teacher if group.teacher is None else group.teacher[tokens]
-        if projection is not None:
-            teacher = projection(teacher.features, temperature)
-        elif isinstance(teacher, Tensor):
-            teacher = self.teacher_logits[: len(rows), : teacher.size(1)].copy_(teacher).div_(temperature)
-        elif isinstance(teacher, TopKLogits):
-            known = self._first(teacher.vocabulary_size)
-            p, tail = (x.to(self.work) for x in teacher.probabilities(temperature))
-            tail = tail.unsqueeze(1)
-            teacher = _Stored(teacher.indices.long(), p, tail, known.logit_sum(features), known.size)
-            taken.append((known, tail * group.kd_share * temperature))
+        teacher, stored, mass = None, None, torch.ones_like(label_share)
+        if isinstance(group.teacher, TopKLogits):
+            stored = _Stored(group.teacher[tokens], logits, temperature)
+            mass = stored.mass
+        elif isinstance(group.teacher, ProjectedLogits):
+            teacher = projection(group.teacher.features[tokens], temperature)
+        elif group.teacher is not None:
+            teacher = self.teacher_logits[: len(rows), : group.teacher.size(1)]
+            teacher.copy_(group.teacher[tokens]).div_(temperature)
 
+        sums = []
         for begin in range(0, len(rows), self.block):
             block = slice(begin, begin + self.block)
-            self._block(group, logits[block], labels[block], teacher if teacher is None else teacher[block])
+            taught = None if teacher is None else teacher[block]
+            sums.append(self._block(logits[block], taught, label_share[block], kd_share * mass[block], temperature))
+        top, total, hard_total, divergence, agreed = (torch.cat(parts) for parts in zip(*sums, strict=True))
+
+        entries = self._first(self.size)
+        lse = temperature * top + hard_total.log()
+        nll = lse - temperature * at_label
+        lprob_sum = entries.logit_sum(features) - self.size * lse
+        self.nll_loss += (counted * nll).sum()
+        self.loss += (label_share * (self.label_weight * nll - self.eps_i * lprob_sum)).sum()
+        self.n_correct += (counted & at_label.eq(top)).sum()
+        # amounts (R, 1) that the gradients of a token's first entries have in common
+        taken = [(entries, label_share * self.eps_i)]
+        if stored is not None:
+            known = self._first(stored.size)
+            divergence = stored.divergence(known.logit_sum(features) / temperature, top + total.log())
+            agreed = stored.agrees(top)
+            taken.append((known, stored.tail * (kd_share * temperature)))
+        elif teacher is not None:
+            divergence = divergence + total.log()
+        kd_loss = temperature**2 * divergence.sum()
+        self.kd_loss += kd_loss
+        self.loss += kd_share * kd_loss
+        self.agreed += agreed.sum()
+
         if self.tracked:
+            logits.scatter_add_(1, target, label_share * -self.label_weight)
+            if stored is not None:
+                logits.scatter_add_(1, stored.indices, (stored.p - stored.tail) * (-kd_share * temperature))
             self._multiply_out(rows, features, logits, taken)
 
-    def _block(self, group: _Group, logits: Tensor, labels: _Labels, teacher: Tensor | _Stored | None) -> None:
-        """Adds up the losses of R tokens, and turns their logits (R, V) over T into the gradient of the logits at 1.
+    def _block(
+        self, logits: Tensor, teacher: Tensor | None, label_share: Tensor, kd_share: Tensor, temperature: float
+    ) -> tuple[Tensor, ...]:
+        """All passes over the logits of R tokens.
 
-        The gradient lacks what is the same for all of a token's first entries.
+        Turns the student's logits into (1 - w) softmax(logits) + w T (softmax(logits / T) - p), which is their gradient
+        but for what single entries of a token get, or all of them alike.
+
+        Args:
+            logits: (R, V) the student's over T, overwritten.
+            teacher: (R, V_teacher) logits over T, overwritten; or None, then p is left out.
+            label_share: (R, 1) of the label loss, 1 - w.
+            kd_share: (R, 1) of the distillation loss, w.
+            temperature: T
+
+        Returns:
+            (R, 1) each: largest logit over T; sum of exp(logit / T - largest); the same for T = 1; KL(p || q) less the
+            log of the first sum, or 0; whether student and teacher share the most probable entry.
         """
-        temperature, share = group.temperature, group.kd_share
         top = logits.amax(dim=1, keepdim=True)
         logits.sub_(top)
-        at_label = logits.gather(1, labels.target)
-        # without a teacher the logits themselves are not needed any more
-        soft = torch.exp(logits, out=logits if teacher is None else self.scratch[0, : len(logits)])
-        student = _Softened(logits, top, soft, soft.sum(dim=1, keepdim=True))
-        hard, hard_total = soft, student.total
+        soft = torch.exp(logits, out=self.scratch[0, : len(logits)])
+        total = hard_total = soft.sum(dim=1, keepdim=True)
+        hard = soft
         if temperature != 1:
             hard = torch.mul(logits, temperature, out=self.scratch[1, : len(logits)]).exp_()
             hard_total = hard.sum(dim=1, keepdim=True)
 
-        log_total = hard_total.log()
-        nll = log_total - temperature * at_label
-        lprob_sum = labels.logit_sum - self.size * (temperature * top + log_total)
-        self.loss += (labels.share * (self.label_weight * nll - self.eps_i * lprob_sum)).sum()
-        self.nll_loss += (labels.counted * nll).sum()
-        self.n_correct += (labels.counted & at_label.eq(0)).sum()
+        divergence, agreed = torch.zeros_like(total), torch.zeros_like(total)
+        if teacher is not None:
+            known = logits[:, : teacher.size(1)]
+            teacher_top, best = _first_place(teacher)
+            agreed = known.gather(1, best).eq(0)
+            p = torch.exp(teacher.sub_(teacher_top), out=self.scratch[2, : len(teacher), : teacher.size(1)])
+            p_total = p.sum(dim=1, keepdim=True)
+            divergence = teacher.sub_(known).mul_(p).sum(dim=1, keepdim=True).div_(p_total).sub_(p_total.log())
 
-        divergence, mass, p, p_scale = None, 1, None, None
-        if isinstance(teacher, Tensor):
-            divergence, p, p_scale = self._dense_divergence(student, teacher)
-        elif teacher is not None:
-            divergence, mass = self._stored_divergence(student, teacher, temperature)
-        if divergence is not None:
-            kd_loss = temperature**2 * divergence.sum()
-            self.kd_loss += kd_loss
-            self.loss += share * kd_loss
-
-        if not self.tracked:
-            return
-        hard_scale, soft_scale = labels.share / hard_total, share * temperature * mass / student.total
-        if hard is soft:
-            torch.mul(soft, hard_scale + soft_scale, out=logits)
-        else:
-            torch.mul(hard, hard_scale, out=logits).addcmul_(soft, soft_scale)
-        if p is not None:
-            logits[:, : p.size(1)].addcmul_(p, p_scale, value=-share * temperature)
-        elif teacher is not None:
-            logits.scatter_add_(1, teacher.indices, (teacher.p - teacher.tail).mul_(-share * temperature))
-        logits.scatter_add_(1, labels.target, labels.share * -self.label_weight)
-
-    def _dense_divergence(self, student: _Softened, teacher: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """KL(p || q) (R, 1) for teacher logits (R, V_teacher) over T, overwritten, and p in two factors."""
-        known = student.logits[:, : teacher.size(1)]
-        top, best = teacher.max(dim=1, keepdim=True)
-        self.agreed += known.gather(1, best).eq(0).sum()
-        teacher.sub_(top)
-        exponentials = torch.exp(teacher, out=self.scratch[2, : len(teacher), : teacher.size(1)])
-        total = exponentials.sum(dim=1, keepdim=True)
-        difference = teacher.sub_(known).mul_(exponentials).sum(dim=1, keepdim=True)
-        scale = total.reciprocal()
-        return difference * scale - total.log() + student.total.log(), exponentials, scale
-
-    def _stored_divergence(self, student: _Softened, teacher: _Stored, temperature: float) -> tuple[Tensor, Tensor]:
-        """KL(p || q) (R, 1), and the sum (R, 1) of p, which rounded logits may leave a little off 1."""
-        log_total = student.total.log()
-        at_stored = student.logits.gather(1, teacher.indices)
-        best = teacher.p.argmax(dim=1, keepdim=True)
-        self.agreed += at_stored.gather(1, best).eq(0).sum()
-        stored_lprobs = at_stored - log_total
-        others = teacher.size - teacher.p.size(1)
-        lprob_sum = teacher.logit_sum / temperature - teacher.size * (student.top + log_total)
-        other_lprobs = lprob_sum - stored_lprobs.sum(dim=1, keepdim=True)
-        divergence = torch.xlogy(teacher.p, teacher.p).sub_(teacher.p * stored_lprobs).sum(dim=1, keepdim=True)
-        divergence += others * torch.xlogy(teacher.tail, teacher.tail) - teacher.tail * other_lprobs
-        return divergence, teacher.p.sum(dim=1, keepdim=True) + others * teacher.tail
+        if self.tracked:
+            hard_scale, soft_scale = label_share / hard_total, temperature * kd_share / total
+            if hard is soft:
+                torch.mul(soft, hard_scale + soft_scale, out=logits)
+            else:
+                torch.mul(hard, hard_scale, out=logits).addcmul_(soft, soft_scale)
+            if teacher is not None:
+                known.addcmul_(p, kd_share / p_total, value=-temperature)
+        return top, total, hard_total, divergence, agreed
 
     def _multiply_out(
         self, rows: Tensor, features: Tensor, gradient: Tensor, taken: list[tuple[_FirstEntries, Tensor]]
@@ -465,6 +445,25 @@ class _Run:
         for first, amount in taken:
             first.taken_features.addmv_(features.t(), amount.squeeze(1))
             first.taken += amount.sum()
+
+
+def _first_place(logits: Tensor) -> tuple[Tensor, Tensor]:
+    """Largest of each row of (R, V) and where it is, both (R, 1).
+
+    On a CPU torch looks for the place entry by entry, and for the largest alone many times as fast: so the place is
+    looked for in that part of the row where the largest is.
+    """
+    width, size = 128, logits.size(1)
+    if size < width:
+        return logits.max(dim=1, keepdim=True)
+    whole = size // width * width
+    parts = logits[:, :whole].unflatten(1, (-1, width)).amax(dim=2)
+    if whole < size:
+        parts = torch.cat([parts, logits[:, whole:].amax(dim=1, keepdim=True)], dim=1)
+    top, part = parts.max(dim=1, keepdim=True)
+    begin = (part * width).clamp_(max=size - width)
+    within = logits.gather(1, begin + torch.arange(width, device=logits.device)).argmax(dim=1, keepdim=True)
+    return top, begin + within
 
 
 def _known_entries(teacher: Tensor | ProjectedLogits | None) -> int:

@@ -23,11 +23,12 @@ from torch import Tensor, nn
 
 from .errors import UserError
 from .language_tokens import Batch, LanguageTokens, Layout, realign
+from .output_layer import plain_output_layer
 from .routes import tokens_of_pair
 from .safe_checkpoint import literal_options, read_checkpoint
 from .stock_options import as_namespace
 from .vocabularies import check_identical, load_dictionary
-from .word_level_kd import SoftLabels
+from .word_level_kd import ProjectedLogits, SoftLabels
 
 logger = logging.getLogger(__name__)
 
@@ -117,22 +118,33 @@ class Teacher:
         return SoftLabels(sentences[rows], columns + shift, self._logits(own, layout, rows, columns), strength)
 
     @torch.inference_mode()
-    def _logits(self, batch: Batch, layout: Layout, rows: Tensor, columns: Tensor) -> Tensor:
-        """(R, shared entries): logits of one model, or log of the averaged probabilities of several."""
+    def _logits(self, batch: Batch, layout: Layout, rows: Tensor, columns: Tensor) -> Tensor | ProjectedLogits:
+        """(R, shared entries): logits of one model, or log of the averaged probabilities of several.
+
+        The logits of one model with a plain output layer are left to be projected, chunk by chunk, by the loss.
+        """
         inputs = {
             "src_tokens": batch.source,
             "src_lengths": batch.source.ne(layout.pad).sum(dim=1),
             "prev_output_tokens": batch.decoder_input,
         }
+
+        def spoken(output: Tensor) -> Tensor:
+            """(R, ...) of (B, length, ...)"""
+            return output[rows, columns] if len(rows) < batch.target.numel() else output.flatten(0, 1)
+
+        # entries that the student lacks are language tokens of the teacher's: never a word's prediction
+        shared = slice(self.shared_entries)
+        if len(self.members) == 1:
+            (model,) = self.members
+            layer, _ = plain_output_layer(model)
+            if layer is None:
+                return spoken(model(**inputs)[0][:, :, shared])
+            features = spoken(model(**inputs, features_only=True)[0])
+            return ProjectedLogits(features, layer.weight[shared], None if layer.bias is None else layer.bias[shared])
         averaged = None
         for model in self.members:
-            # entries that the student lacks are language tokens of the teacher's: never a word's prediction
-            logits = model(**inputs)[0][:, :, : self.shared_entries]
-            if len(rows) < batch.target.numel():
-                logits = logits[rows, columns]
-            logits = logits.reshape(len(rows), -1)
-            if len(self.members) == 1:
-                return logits
+            logits = spoken(model(**inputs)[0][:, :, shared])
             lprobs = torch.log_softmax(logits.float(), dim=-1) - math.log(len(self.members))
             averaged = lprobs if averaged is None else torch.logaddexp(averaged, lprobs, out=averaged)
         return averaged

@@ -1,5 +1,6 @@
 """The loss of a student: its teacher's soft labels blended with stock label-smoothed cross entropy."""
 
+import logging
 import math
 from dataclasses import dataclass, field
 
@@ -13,7 +14,11 @@ from fairseq.criterions.label_smoothed_cross_entropy import (
 )
 
 from ..errors import UserError
+from ..fused_kd_loss import fused_distil
+from ..output_layer import plain_output_layer
 from ..word_level_kd import distil
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -39,7 +44,11 @@ class LabelSmoothedKDCrossEntropyCriterionConfig(LabelSmoothedCrossEntropyCriter
 class LabelSmoothedKDCrossEntropyCriterion(LabelSmoothedCrossEntropyCriterion):
     """Stock `label_smoothed_cross_entropy`, blended with distillation where the task put `soft_labels` in the batch.
 
-    A batch without that entry (no teacher, or validation) runs stock fairseq's own code: equal to the last bit.
+    Where the student ends in a plain linear layer, the loss is worked out from the features before it, without the
+    logits of the whole batch (`fused_kd_loss`); elsewhere from log-probabilities (`word_level_kd`). Both are the same
+    loss, and which one is used is logged once.
+
+    A batch without `soft_labels` (no teacher, or validation) runs stock fairseq's own code: equal to the last bit.
 
     Raises:
         UserError: temperature not positive, or weight outside 0 to 1.
@@ -62,6 +71,7 @@ class LabelSmoothedKDCrossEntropyCriterion(LabelSmoothedCrossEntropyCriterion):
             raise UserError(f"--kd-weight {kd_weight}: give a number from 0 (labels alone) to 1 (teacher alone)")
         self.kd_temperature = kd_temperature
         self.kd_weight = kd_weight
+        self._said_how = False
 
     def forward(self, model, sample, reduce=True):
         """Returns (loss, sample_size, logging output) as the stock criterion does.
@@ -73,38 +83,69 @@ class LabelSmoothedKDCrossEntropyCriterion(LabelSmoothedCrossEntropyCriterion):
         if soft_labels is None:
             return super().forward(model, sample, reduce)
 
-        net_output = model(**sample["net_input"])
-        lprobs, target = self.get_lprobs_and_target(model, net_output, sample)
-        label_loss, nll_loss = label_smoothed_nll_loss(lprobs, target, self.eps, self.padding_idx, reduce=False)
-        blended = distil(
-            lprobs,
-            label_loss.squeeze(1),
-            [labels.after_prefix(self.ignore_prefix_size) for labels in soft_labels],
-            sentences=len(sample["target"]),
-            kd_weight=self.kd_weight,
-            temperature=self.kd_temperature,
-        )
-        loss = blended.loss.sum() if reduce else blended.loss.unsqueeze(1)
-        nll_loss = nll_loss.sum() if reduce else nll_loss
+        soft_labels = [labels.after_prefix(self.ignore_prefix_size) for labels in soft_labels]
+        layer, reason = plain_output_layer(model)
+        if not self._said_how:
+            self._said_how = True
+            how = "from decoder features, without the logits of the batch" if layer else f"from logits: {reason}"
+            logger.info(f"distillation loss {how}")
+        # losses token by token would need their gradients token by token
+        if layer is not None and reduce:
+            loss, logged = self._loss_from_features(model, layer, sample, soft_labels)
+        else:
+            loss, logged = self._loss_from_logits(model, sample, soft_labels, reduce)
 
         nsentences = sample["target"].size(0)
         sample_size = nsentences if self.sentence_avg else sample["ntokens"]
         # these keys come with every training batch of a task that has teachers: workers sum them key by key
         logged = {
             "loss": loss.detach(),
-            "nll_loss": nll_loss.detach(),
-            "kd_loss": blended.kd_loss,
-            "kd_ntokens": blended.taught,
-            "kd_agreed": blended.agreed,
             "ntokens": sample["ntokens"],
             "nsentences": nsentences,
             "sample_size": sample_size,
+            **logged,
         }
+        return loss, sample_size, logged
+
+    def _loss_from_features(self, model, layer, sample, soft_labels):
+        features = model(**sample["net_input"], features_only=True)[0][:, self.ignore_prefix_size :]
+        target = sample["target"][:, self.ignore_prefix_size :].flatten()
+        blended = fused_distil(
+            features.flatten(0, 1),
+            layer.weight,
+            layer.bias,
+            target,
+            soft_labels,
+            sentences=len(features),
+            ignore_index=self.padding_idx,
+            label_smoothing=self.eps,
+            kd_weight=self.kd_weight,
+            temperature=self.kd_temperature,
+        )
+        logged = _logged(blended.nll_loss, blended)
+        if self.report_accuracy:
+            logged.update(n_correct=int(blended.n_correct), total=int(target.ne(self.padding_idx).sum()))
+        return blended.loss, logged
+
+    def _loss_from_logits(self, model, sample, soft_labels, reduce):
+        net_output = model(**sample["net_input"])
+        lprobs, target = self.get_lprobs_and_target(model, net_output, sample)
+        label_loss, nll_loss = label_smoothed_nll_loss(lprobs, target, self.eps, self.padding_idx, reduce=False)
+        blended = distil(
+            lprobs,
+            label_loss.squeeze(1),
+            soft_labels,
+            sentences=len(sample["target"]),
+            kd_weight=self.kd_weight,
+            temperature=self.kd_temperature,
+        )
+        loss = blended.loss.sum() if reduce else blended.loss.unsqueeze(1)
+        logged = _logged(nll_loss.detach().sum() if reduce else nll_loss.detach(), blended)
         if self.report_accuracy:
             with torch.no_grad():
                 n_correct, total = self.compute_accuracy(model, net_output, sample)
             logged.update(n_correct=utils.item(n_correct), total=utils.item(total))
-        return loss, sample_size, logged
+        return loss, logged
 
     @classmethod
     def reduce_metrics(cls, logging_outputs) -> None:
@@ -116,3 +157,13 @@ class LabelSmoothedKDCrossEntropyCriterion(LabelSmoothedCrossEntropyCriterion):
             agreed = utils.item(sum(log.get("kd_agreed", 0) for log in logging_outputs))
             metrics.log_scalar("kd_loss", kd_loss / taught / math.log(2), taught, round=3)
             metrics.log_scalar("kd_agreement", 100 * agreed / taught, taught, round=2)
+
+
+def _logged(nll_loss, blended):
+    """What both ways to the loss have to say beside it."""
+    return {
+        "nll_loss": nll_loss,
+        "kd_loss": blended.kd_loss,
+        "kd_ntokens": blended.taught,
+        "kd_agreed": blended.agreed,
+    }

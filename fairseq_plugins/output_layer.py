@@ -1,0 +1,48 @@
+"""Which models end in a plain linear layer, so that the loss can be worked out from the features before it."""
+
+from __future__ import annotations
+
+from fairseq.distributed import DistributedTimeoutWrapper, LegacyDistributedDataParallel, ModuleProxyWrapper
+from fairseq.models.transformer import TransformerDecoderBase, TransformerModelBase
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+# The way from features to probabilities: a model or decoder with a way of its own may mean something else by it.
+MODEL_METHODS = ("forward", "get_normalized_probs", "get_normalized_probs_scriptable", "get_targets")
+DECODER_METHODS = ("forward", "output_layer", "get_normalized_probs")
+
+
+def plain_output_layer(model: nn.Module) -> tuple[nn.Linear | None, str]:
+    """The layer that makes logits of what `model(..., features_only=True)` returns, or None and the reason why not.
+
+    Plain are the models of fairseq's Transformer family whose decoder ends in an `nn.Linear`, tied to an embedding or
+    not; alone or wrapped for training in several processes by a wrapper that minds no parameter being used outside its
+    own forward pass. `legacy_ddp` adds up all gradients after the backward pass. PyTorch's own waits for each
+    parameter's gradient to be complete, wherever it comes from, unless it looks for unused parameters: it would not
+    find the output layer's. Sharded parameters are whole within the forward pass only.
+    """
+    while isinstance(
+        model,
+        (ModuleProxyWrapper, DistributedTimeoutWrapper, LegacyDistributedDataParallel, DistributedDataParallel),
+    ):
+        if getattr(model, "find_unused_parameters", False):
+            return None, "--find-unused-parameters does not see an output layer used outside the model"
+        model = model.module
+    if not _keeps(model, TransformerModelBase, MODEL_METHODS):
+        return None, f"{type(model).__name__} may have its own way from features to probabilities"
+    decoder = model.decoder
+    if not _keeps(decoder, TransformerDecoderBase, DECODER_METHODS):
+        return None, f"{type(decoder).__name__} may have its own way from features to probabilities"
+    if decoder.adaptive_softmax is not None:
+        return None, "the adaptive softmax gives no logits"
+    layer = decoder.output_projection
+    if type(layer) is not nn.Linear or layer._forward_hooks or layer._forward_pre_hooks:
+        return None, f"the output layer is not a plain linear one but {type(layer).__name__}, or has hooks"
+    return layer, ""
+
+
+def _keeps(module: nn.Module, base: type, methods: tuple[str, ...]) -> bool:
+    """Whether a module of this family has overridden none of these methods, as a class or by itself."""
+    return isinstance(module, base) and all(
+        getattr(type(module), name) is getattr(base, name) and name not in vars(module) for name in methods
+    )
