@@ -107,6 +107,29 @@ def test_temperature_weight_teachers_and_pairs_of_a_student_can_be_set(commands)
     assert (option(command, "--lang-pairs"), option(command, "--langs")) == ("en-de", "en,de")
 
 
+def test_stored_outputs_are_made_first_and_take_the_experts_place(commands, tmp_path):
+    german, russian, command = commands("train_student.sh", EXPERTS="my experts", TEACHER_OUTPUTS="outputs", CPU=1)
+    for storing, pair in ((german, "en-de"), (russian, "en-ru")):
+        assert storing[1].endswith("scripts/nmt/store_teacher_outputs.py")
+        assert option(storing, "--data-bin") == f"{tmp_path}/data/data-bin"
+        assert option(storing, "--lang-pair") == pair
+        assert option(storing, "--teacher") == f"my experts/{pair}/checkpoint_best.pt"
+        assert option(storing, "--output") == f"outputs/{pair}"
+        assert option(storing, "--top-k") == "8"
+        assert "--cpu" in storing
+    assert option(command, "--teacher-outputs") == "en-de=outputs/en-de,en-ru=outputs/en-ru"
+    assert "--teachers" not in command
+    assert option(command, "--criterion") == "label_smoothed_kd_cross_entropy"
+    assert {name: option(command, name) for name in RECIPE} == RECIPE
+
+    teachers = {"TEACHERS": "en-ru=a.pt:b.pt", "TEACHER_OUTPUTS": "outputs", "TOP_K": 3, "CPU": 0}
+    storing, command = commands("train_student.sh", "--kd-tail", "drop", **teachers)
+    assert (option(storing, "--teacher"), option(storing, "--top-k")) == ("a.pt:b.pt", "3")
+    assert "--cpu" not in storing
+    assert option(command, "--teacher-outputs") == "en-ru=outputs/en-ru"
+    assert command[-2:] == ["--kd-tail", "drop"]
+
+
 def test_a_student_without_experts_is_stock_fairseq_with_the_same_recipe(commands):
     (command,) = commands("train_student.sh")
     assert option(command, "--task") == "translation_multi_simple_epoch"
@@ -155,3 +178,4 @@ def test_a_misspelled_pair_and_two_sources_of_teachers_are_one_line(refused, com
     data = {"DATA": tmp_path / "data", "OUT": tmp_path / "out"}
     assert "PAIRS: pair en-fr is not in" in refused("train_experts.sh", PAIRS="en-de,en-fr", **data)
     assert "both EXPERTS and TEACHERS are set" in refused("train_student.sh", EXPERTS="a", TEACHERS="b", **data)
+    assert "without EXPERTS or TEACHERS" in refused("train_student.sh", TEACHER_OUTPUTS="a", **data)
