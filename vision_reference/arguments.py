@@ -1,18 +1,30 @@
-"""The command line of ``train.py``: torchvision's classification flags, and those of distillation."""
+"""The command lines of ``train.py`` (torchvision's classification flags and those of distillation) and of
+``store_soft_labels.py``."""
 
 import argparse
 import math
 
 from vision_reference.errors import UserError
 from vision_reference.presets import PRESETS
+from vision_reference.soft_label_codec import TAILS
 
 _EPILOG = """examples:
   python vision_reference/train.py --data-path data/digits --preset digits --model resnet18 --epochs 8 --lr 0.05
   python vision_reference/train.py --data-path data/digits --preset digits --model shufflenet_v2_x0_5 --epochs 8 \\
       --teacher resnet18 --teacher-weights teacher/best.pth --kd-temperature 1
+  python vision_reference/train.py --data-path data/digits --preset digits --model shufflenet_v2_x0_5 --epochs 8 \\
+      --soft-labels teacher/soft_labels --kd-temperature 1
 
 rule of thumb: smooth the teacher (--label-smoothing 0.1) and distil at --kd-temperature 1; higher temperatures undo
 what smoothing brings.
+"""
+
+
+_STORE_EPILOG = """examples:
+  python vision_reference/store_soft_labels.py --data-path data/digits --preset digits --views 8 \\
+      --teacher resnet18 --teacher-weights teacher/best.pth --output-dir teacher/soft_labels --check 100
+  torchrun --nproc_per_node 8 vision_reference/store_soft_labels.py --data-path DATA --views 10 --top-k 50 --amp \\
+      --teacher resnet50 --teacher-weights teacher/best.pth --output-dir teacher/soft_labels
 """
 
 
@@ -20,7 +32,7 @@ what smoothing brings.
 _NOT_THE_RESULT = {
     "data_path", "output_dir", "resume", "start_epoch", "workers", "cache_dataset", "download", "device", "dist_url",
     "world_size", "print_freq", "keep_checkpoints", "dali_device", "test_only", "teacher_weights", "init_weights",
-    "weights",
+    "weights", "soft_labels",
 }  # fmt: skip
 
 
@@ -54,6 +66,11 @@ _positive, _non_negative = _number(float, 0, open_low=True), _number(float, 0)
 _share = _number(float, 0, 1)
 
 
+def _temperatures(text: str) -> list[float]:
+    """An argparse type: positive numbers with commas between them, sorted."""
+    return sorted({_positive(part) for part in text.split(",")})
+
+
 def get_args_parser() -> argparse.ArgumentParser:
     """Parser of all flags of ``train.py``."""
     parser = _Parser(
@@ -64,9 +81,13 @@ def get_args_parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     _add_data(parser.add_argument_group("data"))
-    _add_augmentation(parser.add_argument_group("augmentation"))
+    augmentation = parser.add_argument_group("augmentation")
+    _add_views(augmentation)
+    _add_augmentation(augmentation)
     _add_model(parser.add_argument_group("model"))
-    _add_distillation(parser.add_argument_group("distillation"))
+    distillation = parser.add_argument_group("distillation")
+    _add_teacher(distillation)
+    _add_distillation(distillation)
     _add_weights(parser.add_argument_group("weights and checkpoints"))
     _add_optimization(parser.add_argument_group("optimization"))
     _add_schedule(parser.add_argument_group("learning-rate schedule"))
@@ -81,24 +102,59 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         UserError: flags that contradict each other.
     """
     args = get_args_parser().parse_args(argv)
-    preset = PRESETS[args.preset]
-    for size in ("train_crop_size", "val_resize_size", "val_crop_size"):
-        if getattr(args, size) is None:
-            setattr(args, size, getattr(preset, size))
+    _fill_in_sizes(args, "train_crop_size", "val_resize_size", "val_crop_size")
     if args.teacher and not args.teacher_weights:
         raise UserError("--teacher needs --teacher-weights: an untrained teacher has nothing to teach")
     if not args.teacher:
+        given = args.soft_labels is not None
         for flag, default in (("teacher_weights", None), ("kd_temperature", 1.0), ("kd_weight", 1.0)):
-            if getattr(args, flag) != default:
+            if getattr(args, flag) != default and not (given and flag != "teacher_weights"):
                 name = "--" + flag.replace("_", "-")
                 raise UserError(f"{name} was given without --teacher; name the teacher's network or drop {name}")
+    _check_soft_labels(args)
     if args.weights and args.init_weights:
         raise UserError("--weights and --init-weights both say where the model starts; give one")
     if args.lr_warmup_per_step and not args.lr_warmup_epochs:
         raise UserError("--lr-warmup-per-step needs --lr-warmup-epochs: the length of the warm-up (the paper's: 5)")
-    if args.download and args.dataset != "cub200":
-        raise UserError("--download fetches CUB-200-2011 only; give --dataset cub200 or drop it")
-    _check_loader(args)
+    _check_data(args)
+    return args
+
+
+def get_store_args_parser() -> argparse.ArgumentParser:
+    """Parser of all flags of ``store_soft_labels.py``; those shared with ``train.py`` mean the same."""
+    parser = _Parser(
+        prog="store_soft_labels.py",
+        description="Store what a teacher says about the training images, for train.py --soft-labels: M views of each, "
+        "cropped, mirrored and augmented as in training. A run that was stopped goes on where it was.",
+        epilog=_STORE_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    _add_data(parser.add_argument_group("data"))
+    _add_views(parser.add_argument_group("augmentation"))
+    _add_teacher(parser.add_argument_group("teacher"))
+    _add_store(parser.add_argument_group("store"))
+    _add_machine(parser.add_argument_group("precision, speed, processes"))
+    return parser
+
+
+def parse_store_args(argv: list[str] | None = None) -> argparse.Namespace:
+    """As ``parse_args``, for ``store_soft_labels.py``.
+
+    Raises:
+        UserError: flags that contradict each other.
+    """
+    args = get_store_args_parser().parse_args(argv)
+    _fill_in_sizes(args, "train_crop_size")
+    for flag in ("teacher", "teacher_weights", "output_dir"):
+        if not getattr(args, flag):
+            raise UserError(f"--{flag.replace('_', '-')} is needed: see --help")
+    if args.temperatures and args.top_k is None:
+        raise UserError("--temperatures is for --top-k; with all classes stored, every temperature is served")
+    if args.same_views_as and (args.seed is not None or args.views is not None):
+        raise UserError("--same-views-as takes number and seed of the views from there; drop --views and --seed")
+    args.temperatures = args.temperatures or [1.0, 2.0, 3.0, 64.0]
+    args.test_only = False  # which part of the data is listed: both
+    _check_data(args)
     return args
 
 
@@ -115,8 +171,33 @@ def changed_flags(before: dict, now: dict) -> str:
     return ", ".join(changes)
 
 
-def _check_loader(args: argparse.Namespace) -> None:
-    """Refuses what the chosen loader would have to ignore."""
+def _fill_in_sizes(args: argparse.Namespace, *names: str) -> None:
+    for name in names:
+        if getattr(args, name) is None:
+            setattr(args, name, getattr(PRESETS[args.preset], name))
+
+
+def _check_soft_labels(args: argparse.Namespace) -> None:
+    """Refuses what stored soft labels cannot serve."""
+    if args.soft_labels is None:
+        if args.kd_tail:
+            raise UserError("--kd-tail was given without --soft-labels; drop it")
+        return
+    unserved = {
+        "--teacher": (args.teacher, "both say who teaches"),
+        "--mixup-alpha": (args.mixup_alpha, "the teacher would have to see the mixed images"),
+        "--cutmix-alpha": (args.cutmix_alpha, "the teacher would have to see the mixed images"),
+        "--ra-sampler": (args.ra_sampler, "an epoch shows one stored view of each image"),
+    }
+    for flag, (given, reason) in unserved.items():
+        if given:
+            raise UserError(f"{flag} does not go with --soft-labels ({reason}); drop one of them")
+
+
+def _check_data(args: argparse.Namespace) -> None:
+    """Refuses what the chosen data set or loader would have to ignore."""
+    if args.download and args.dataset != "cub200":
+        raise UserError("--download fetches CUB-200-2011 only; give --dataset cub200 or drop it")
     if args.loader != "dali":
         if args.dali_device:
             raise UserError("--dali-device was given without --loader dali; give both or neither")
@@ -170,13 +251,11 @@ def _add_data(group) -> None:
     group.add_argument("-b", "--batch-size", type=_count, default=32, help="images per process and step (default: 32)")
 
 
-def _add_augmentation(group) -> None:
-    sizes = "side in pixels (default: {}; digits and cifar10: 32)"
-    group.add_argument("--train-crop-size", type=_count, help="training crop: " + sizes.format(224))
-    group.add_argument(
-        "--val-resize-size", type=_count, help="evaluation, before the crop: shorter " + sizes.format(256)
-    )
-    group.add_argument("--val-crop-size", type=_count, help="evaluation, centre crop: " + sizes.format(224))
+_SIZES = "side in pixels (default: {}; digits and cifar10: 32)"
+
+
+def _add_views(group) -> None:
+    group.add_argument("--train-crop-size", type=_count, help="training crop: " + _SIZES.format(224))
     group.add_argument("--interpolation", choices=("bilinear", "bicubic", "nearest"), default="bilinear")
     policies = ("ra", "ta_wide", "augmix", "imagenet", "cifar10", "svhn")
     group.add_argument(
@@ -189,6 +268,17 @@ def _add_augmentation(group) -> None:
     group.add_argument(
         "--random-erase", type=_share, default=0.0, metavar="P", help="probability of erasing a rectangle"
     )
+    group.add_argument(
+        "--backend", type=str.lower, choices=("pil", "tensor"), default="pil", help="augment PIL images or tensors"
+    )
+    group.add_argument("--use-v2", action="store_true", help="augment with torchvision.transforms.v2")
+
+
+def _add_augmentation(group) -> None:
+    group.add_argument(
+        "--val-resize-size", type=_count, help="evaluation, before the crop: shorter " + _SIZES.format(256)
+    )
+    group.add_argument("--val-crop-size", type=_count, help="evaluation, centre crop: " + _SIZES.format(224))
     mixing = "Beta distribution's parameter of {}; 0: off. With both, each batch takes either (default: 0)"
     group.add_argument("--mixup-alpha", type=_non_negative, default=0.0, help=mixing.format("mixup"))
     group.add_argument("--cutmix-alpha", type=_non_negative, default=0.0, help=mixing.format("cutmix"))
@@ -196,10 +286,6 @@ def _add_augmentation(group) -> None:
         "--ra-sampler", action="store_true", help="repeated augmentation: several copies of an image per epoch"
     )
     group.add_argument("--ra-reps", type=_count, default=3, help="copies per image with --ra-sampler (default: 3)")
-    group.add_argument(
-        "--backend", type=str.lower, choices=("pil", "tensor"), default="pil", help="augment PIL images or tensors"
-    )
-    group.add_argument("--use-v2", action="store_true", help="augment with torchvision.transforms.v2")
 
 
 def _add_model(group) -> None:
@@ -217,17 +303,32 @@ def _add_model(group) -> None:
     )
 
 
-def _add_distillation(group) -> None:
+def _add_teacher(group) -> None:
     group.add_argument(
         "--teacher",
         metavar="NAME",
-        help="teacher's network, any torchvision classification network; without it: plain training",
+        help="teacher's network, any torchvision classification network",
     )
     group.add_argument(
         "--teacher-weights",
         metavar="X",
         help="its weights: a checkpoint file (ours, torchvision's, *.pth.tar, a state dict, safetensors) or a "
         "torchvision weights name such as ResNet50_Weights.IMAGENET1K_V1",
+    )
+
+
+def _add_distillation(group) -> None:
+    group.add_argument(
+        "--soft-labels",
+        metavar="DIR[,DIR2]",
+        help="what store_soft_labels.py stored, in place of --teacher: epoch e shows view e mod M of every image; of "
+        "several stores with the same views the probabilities are averaged",
+    )
+    group.add_argument(
+        "--kd-tail",
+        choices=TAILS,
+        help="classes beyond the stored top k: spread their probability evenly (uniform), or renormalize without them "
+        "(drop) (default: uniform)",
     )
     group.add_argument(
         "--kd-temperature",
@@ -249,6 +350,32 @@ def _add_distillation(group) -> None:
         default=0.0,
         metavar="ALPHA",
         help="share of each label spread evenly over all classes (default: 0)",
+    )
+
+
+def _add_store(group) -> None:
+    group.add_argument("--output-dir", metavar="DIR", help="the store: new, empty, or one to go on with")
+    group.add_argument("--views", type=_count, metavar="M", help="views of each image (default: 1)")
+    group.add_argument(
+        "--seed", type=_natural, help="fixes the views: train.py's epochs 0 to M-1 with this seed (default: drawn)"
+    )
+    group.add_argument(
+        "--same-views-as", metavar="DIR", help="the views of that store, for a second teacher of the same students"
+    )
+    group.add_argument(
+        "--top-k", type=_count, metavar="K", help="keep the K largest logits only (default: all classes)"
+    )
+    group.add_argument(
+        "--temperatures",
+        type=_temperatures,
+        metavar="T,T",
+        help="with --top-k: at which the classes beyond are accounted for (default: 1,2,3,64)",
+    )
+    group.add_argument(
+        "--check",
+        type=_count,
+        metavar="N",
+        help="then recompute N random stored views and say how far they are off; status 1 if too far",
     )
 
 

@@ -51,8 +51,14 @@ class TrainingView:
     crop_size: int
     interpolation: str = "bilinear"
 
-    def arguments(self, sizes: np.ndarray, seeds: np.ndarray) -> dict[str, np.ndarray]:
-        """What DALI is told about each sample: {name: (B, ...)} from image sizes (B, 2) and seeds (B,) uint64."""
+    def arguments(self, sizes: np.ndarray, seeds: np.ndarray, indices: np.ndarray) -> dict[str, np.ndarray]:
+        """What DALI is told about each sample: {name: (B, ...)}.
+
+        Args:
+            sizes: (B, 2) heights and widths in pixels.
+            seeds: (B,) uint64.
+            indices: (B,) numbers of the samples; they make no difference here.
+        """
         preset, values = self.preset, {}
         # One stream of random numbers per purpose, so that no two choices move together.
         crop_seeds, move_seeds, choice_seeds = (_stream(seeds, number) for number in range(3))
@@ -97,6 +103,30 @@ class TrainingView:
 
 
 @dataclass(frozen=True)
+class StoredView(TrainingView):
+    """A training view whose crop and flip are those that a teacher saw; all further choices follow from the seed.
+
+    Boxes that were drawn by torchvision can thus be decoded here, as regions of interest.
+
+    Args:
+        views: (M, N) records ``seed``, ``box``, ``flip`` of N samples.
+    """
+
+    views: np.ndarray = None
+
+    def arguments(self, sizes: np.ndarray, seeds: np.ndarray, indices: np.ndarray) -> dict[str, np.ndarray]:
+        """As ``TrainingView.arguments``, crop and flip from the stored view that has the seed."""
+        values = super().arguments(sizes, seeds, indices)
+        number = (self.views["seed"][:, indices] == seeds).argmax(axis=0)
+        stored = self.views[number, indices]
+        if "start" in values:
+            values["start"], values["shape"] = stored["box"][:, :2].copy(), stored["box"][:, 2:].copy()
+        if "mirror" in values:
+            values["mirror"] = stored["flip"].astype(np.int32)
+        return values
+
+
+@dataclass(frozen=True)
 class EvaluationView:
     """Shorter side to ``resize_size``, centre crop of ``crop_size``, rounded as torchvision rounds.
 
@@ -115,7 +145,7 @@ class EvaluationView:
                 f"--val-resize-size {self.resize_size}"
             )
 
-    def arguments(self, sizes: np.ndarray, seeds: np.ndarray) -> dict[str, np.ndarray]:
+    def arguments(self, sizes: np.ndarray, seeds: np.ndarray, indices: np.ndarray) -> dict[str, np.ndarray]:
         """As ``TrainingView.arguments``; nothing is random."""
         start, end = centre_crop(sizes, self.resize_size, self.crop_size)
         return {"start": start, "end": end}
@@ -193,7 +223,7 @@ class DaliLoader:
         self._arrays = _Arrays()
         self._pipeline = None
         self._files: Iterator[list] = iter(())
-        self._in_flight: deque[tuple[list[tuple[int, int]], list]] = deque()
+        self._in_flight: deque[tuple[list[tuple[int, int]], np.ndarray, list]] = deque()
 
     def __len__(self) -> int:
         return len(self.batches)
@@ -219,11 +249,19 @@ class DaliLoader:
                     break
                 except RuntimeError as error:
                     raise self._explained(error) from error
-                keys, _ = self._in_flight.popleft()
-                labels = torch.tensor([self.samples[index][1] for index, _ in keys])
-                yield self._to_torch(images), labels.to(self.device, non_blocking=True)
+                keys, sizes, _ = self._in_flight.popleft()
+                yield self._to_torch(images), self.targets(keys, sizes).to(self.device, non_blocking=True)
         pipeline.reset()
         self._pipeline = pipeline
+
+    def targets(self, keys: list[tuple[int, int]], sizes: np.ndarray) -> Tensor:
+        """What is handed out beside the images of a batch: the labels (B,).
+
+        Args:
+            keys: B pairs (index, seed).
+            sizes: (B, 2) heights and widths of the files' images in pixels.
+        """
+        return torch.tensor([self.samples[index][1] for index, _ in keys])
 
     def _read_ahead(self, readers: ThreadPoolExecutor) -> Iterator[list]:
         """Inputs of DALI's pipeline, batch by batch, the files of the next ones being read meanwhile."""
@@ -242,17 +280,20 @@ class DaliLoader:
         for start, job in enumerate(jobs):
             files[start :: self.threads] = job.result()
         sizes = np.array([size for _, size in files], dtype=np.int64)
-        seeds = np.array([seed for _, seed in keys], dtype=np.uint64)
-        inputs = [[data for data, _ in files], *self.view.arguments(sizes, seeds).values()]
-        self._in_flight.append((keys, inputs))
+        inputs = [[data for data, _ in files], *self._arguments(keys, sizes).values()]
+        self._in_flight.append((keys, sizes, inputs))
         return inputs
+
+    def _arguments(self, keys: list[tuple[int, int]], sizes: np.ndarray) -> dict[str, np.ndarray]:
+        seeds = np.array([seed for _, seed in keys], dtype=np.uint64)
+        return self.view.arguments(sizes, seeds, np.array([index for index, _ in keys]))
 
     def _build(self):
         dali = load_dali()
         fn, types = dali.fn, dali.types
         on_gpu = self.device.type == "cuda"
         # A batch of the first two indices tells the names; every batch has the same.
-        names = list(self.view.arguments(np.full((2, 2), 512), np.zeros(2, np.uint64)))
+        names = list(self._arguments([(0, 0), (0, 0)], np.full((2, 2), 512)))
         largest = max((len(keys) for keys in self.batches), default=1)
         pipeline = dali.Pipeline(
             batch_size=largest,
@@ -295,7 +336,7 @@ class DaliLoader:
 
     def _explained(self, error: RuntimeError) -> UserError:
         """The user's mistake behind a failure of DALI: which file it was."""
-        for keys, _ in self._in_flight:
+        for keys, *_ in self._in_flight:
             for index, _ in keys:
                 path = self.samples[index][0]
                 read_image(path)

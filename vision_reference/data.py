@@ -2,22 +2,25 @@
 
 import argparse
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
 
 from vision_reference.cub200 import cub200
-from vision_reference.dali_loader import DaliLoader, EvaluationView, TrainingView
+from vision_reference.dali_loader import DaliLoader, EvaluationView, StoredView, TrainingView
 from vision_reference.datasets import ImageDataset, Sample, check_same_classes, image_folder, read_image, read_pixels
 from vision_reference.distributed import Rank
 from vision_reference.errors import UserError
-from vision_reference.loaders import MixingLoader, TorchvisionLoader, usable_workers
+from vision_reference.loaders import MixingLoader, SoftLabelLoader, TorchvisionLoader, usable_workers
 from vision_reference.models import find_weights
 from vision_reference.presets import PRESETS, Normalize, evaluation_pipeline, training_pipeline
 from vision_reference.readable import readable_samples, report
 from vision_reference.samplers import EvalBatchSampler, TrainBatchSampler
+from vision_reference.soft_labels import SoftLabels, open_soft_labels
+from vision_reference.views import DaliViewLoader, KeyBatchSampler, ViewBatchSampler, ViewDataset
 
-Loader = TorchvisionLoader | DaliLoader | MixingLoader
+Loader = TorchvisionLoader | DaliLoader | MixingLoader | SoftLabelLoader
 
 
 def build_loaders(
@@ -26,11 +29,15 @@ def build_loaders(
     """The training loader (None with ``--test-only``), the evaluation loader, and the number of classes.
 
     Raises:
-        UserError: data that is missing or makes no sense, or flags that the chosen loader cannot serve.
+        UserError: data that is missing or makes no sense, flags that the chosen loader cannot serve, or stored soft
+            labels that do not belong to the data and the flags.
     """
     train_samples, val_samples, classes = list_samples(args, rank)
+    stored = None
+    if args.soft_labels and train_samples is not None:
+        stored = open_soft_labels(args, train_samples, len(classes), rank)
     if args.loader == "dali":
-        make_train, make_val = _dali(args, device, memory_format)
+        make_train, make_val = _dali(args, device, memory_format, stored)
     else:
         make_train, make_val = _torchvision(args, classes, device, memory_format)
     place = {"rank": rank.rank, "world_size": rank.world_size}
@@ -39,8 +46,12 @@ def build_loaders(
         return None, val_loader, len(classes)
 
     repetitions = args.ra_reps if args.ra_sampler else 1
-    batches = TrainBatchSampler(len(train_samples), args.batch_size, seed=args.seed, repetitions=repetitions, **place)
+    seeds = stored.views["seed"] if stored else None
+    order = {"seed": args.seed, "repetitions": repetitions, "view_seeds": seeds}
+    batches = TrainBatchSampler(len(train_samples), args.batch_size, **order, **place)
     train_loader = make_train(train_samples, batches)
+    if stored:
+        train_loader = SoftLabelLoader(train_loader, stored)
     if args.mixup_alpha or args.cutmix_alpha:
         train_loader = MixingLoader(
             train_loader,
@@ -52,6 +63,23 @@ def build_loaders(
         )
     rank.say(f"{len(train_samples)} training and {len(val_samples)} validation images, {len(classes)} classes")
     return train_loader, val_loader, len(classes)
+
+
+def build_view_loader(
+    args: argparse.Namespace,
+    samples: list[Sample],
+    batches: ViewBatchSampler | KeyBatchSampler,
+    device: torch.device,
+    memory_format: torch.memory_format,
+) -> TorchvisionLoader | DaliLoader:
+    """The training images of ``batches`` as ``build_loaders`` would show them, with crop and flip in place of labels.
+
+    Iterating gives images and geometry (B, 5), see ``views.Geometry``.
+    """
+    if args.loader == "dali":
+        return _dali(args, device, memory_format, None, DaliViewLoader)[0](samples, batches)
+    dataset = partial(ViewDataset, preset=PRESETS[args.preset])
+    return _torchvision(args, [], device, memory_format, dataset)[0](samples, batches)
 
 
 def list_samples(args: argparse.Namespace, rank: Rank) -> tuple[list[Sample] | None, list[Sample], list[str]]:
@@ -85,7 +113,11 @@ def _skip_unreadable(name: str, samples: list[Sample], args: argparse.Namespace,
 
 
 def _torchvision(
-    args: argparse.Namespace, classes: list[str], device: torch.device, memory_format: torch.memory_format
+    args: argparse.Namespace,
+    classes: list[str],
+    device: torch.device,
+    memory_format: torch.memory_format,
+    dataset: Callable = ImageDataset,
 ) -> tuple[Callable, Callable]:
     """Makers of the training and the evaluation loader from (samples, batches)."""
     preset = PRESETS[args.preset]
@@ -93,7 +125,7 @@ def _torchvision(
 
     def loader(samples: list[Sample], batches: TrainBatchSampler | EvalBatchSampler, pipeline: Callable):
         return TorchvisionLoader(
-            ImageDataset(samples, classes, pipeline, read_pixels if args.backend == "tensor" else read_image),
+            dataset(samples, classes, pipeline, read_pixels if args.backend == "tensor" else read_image),
             batches,
             workers=usable_workers(args.workers),
             normalize=Normalize(preset.mean, preset.std, device),
@@ -123,7 +155,11 @@ def _torchvision(
 
 
 def _dali(
-    args: argparse.Namespace, device: torch.device, memory_format: torch.memory_format
+    args: argparse.Namespace,
+    device: torch.device,
+    memory_format: torch.memory_format,
+    stored: SoftLabels | None,
+    loader: Callable = DaliLoader,
 ) -> tuple[Callable, Callable]:
     """As ``_torchvision``, through DALI."""
     preset = PRESETS[args.preset]
@@ -135,8 +171,9 @@ def _dali(
     }
 
     def train(samples: list[Sample], batches: TrainBatchSampler) -> DaliLoader:
-        view = TrainingView(preset, args.train_crop_size, args.interpolation)
-        return DaliLoader(samples, batches, view, mean=preset.mean, std=preset.std, **finish)
+        shown = preset, args.train_crop_size, args.interpolation
+        view = StoredView(*shown, stored.views) if stored else TrainingView(*shown)
+        return loader(samples, batches, view, mean=preset.mean, std=preset.std, **finish)
 
     def val(samples: list[Sample], batches: EvalBatchSampler) -> DaliLoader:
         if args.test_only and args.weights:  # as the publisher of the weights evaluates them

@@ -1,5 +1,7 @@
 """Batches as the training loop takes them: (images, labels) on the device, in the model's memory layout, normalized.
 
+Where a teacher's answers are stored, its logits come third.
+
 A loader has ``len()`` (batches of this process), ``set_epoch(epoch)``, ``step_sizes`` (images per step, summed over
 processes; training only) and can be iterated once per epoch.
 """
@@ -7,6 +9,7 @@ processes; training only) and can be iterated once per epoch.
 import os
 from collections.abc import Callable, Iterator
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
@@ -15,6 +18,7 @@ from torchvision.transforms import v2
 from vision_reference.datasets import seeded
 from vision_reference.presets import Normalize
 from vision_reference.samplers import EvalBatchSampler, TrainBatchSampler, combine_seeds
+from vision_reference.soft_labels import SoftLabels
 
 
 class TorchvisionLoader:
@@ -119,6 +123,37 @@ class MixingLoader:
                 method = self.methods[torch.randint(len(self.methods), ()).item()]
                 mixed = method(images, labels)
             yield mixed
+
+
+class SoftLabelLoader:
+    """Another loader's batches with what the stored teachers answered: (images, labels, logits (B, K)).
+
+    Args:
+        loader: yields (images, labels) for the keys of its ``batches``.
+        soft_labels: the stored teachers; their views are those that ``loader`` shows.
+    """
+
+    def __init__(self, loader: TorchvisionLoader, soft_labels: SoftLabels) -> None:
+        self.loader = loader
+        self.soft_labels = soft_labels
+        self.step_sizes = loader.step_sizes
+        self.epoch = 0
+
+    def __len__(self) -> int:
+        return len(self.loader)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch of the next iteration."""
+        self.epoch = epoch
+        self.loader.set_epoch(epoch)
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        # The sampler gives the same keys whenever it is asked, here those whose images the loader hands out.
+        for keys, (images, labels) in zip(self.loader.batches, self.loader, strict=True):
+            logits = self.soft_labels.logits(self.epoch, np.array([index for index, _ in keys]))
+            if images.device.type == "cuda":
+                logits = logits.pin_memory()
+            yield images, labels, logits.to(images.device, non_blocking=True)
 
 
 def usable_workers(asked: int) -> int:

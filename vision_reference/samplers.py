@@ -7,6 +7,7 @@ resumed sees what an uninterrupted run would have seen.
 
 from collections.abc import Iterator
 
+import numpy as np
 import torch
 
 from vision_reference.errors import UserError
@@ -24,6 +25,11 @@ def combine_seeds(*parts: int) -> int:
         state = (state ^ state >> 27) * 0x94D049BB133111EB & _MASK
         state ^= state >> 31
     return state
+
+
+def view_seed(seed: int, view: int, index: int, repetition: int = 0) -> int:
+    """What fixes the augmentation of sample ``index`` in view or epoch number ``view`` of a run with ``seed``."""
+    return combine_seeds(seed, view, index, repetition)
 
 
 def global_batch_sizes(num_samples: int, batch_size: int, world_size: int) -> list[int]:
@@ -67,6 +73,7 @@ class TrainBatchSampler:
         repetitions: 1, or how many differently augmented copies of a sample an epoch holds (repeated augmentation,
             Hoffer et al. 2020, as torchvision's ``--ra-sampler``): the epoch keeps its length, so that it holds only
             ``1 / repetitions`` of the samples, and the copies of one sample fall on different processes.
+        view_seeds: (M, num_samples) seeds of stored views, taken instead of drawn ones: row ``epoch mod M``.
 
     Raises:
         UserError: there are fewer samples than processes.
@@ -81,12 +88,14 @@ class TrainBatchSampler:
         rank: int = 0,
         world_size: int = 1,
         repetitions: int = 1,
+        view_seeds: np.ndarray | None = None,
     ) -> None:
         self.num_samples = num_samples
         self.seed = seed
         self.rank = rank
         self.world_size = world_size
         self.repetitions = repetitions
+        self.view_seeds = view_seeds
         self.epoch = 0
         length = num_samples
         if repetitions > 1 and num_samples >= _REPEATED_AUGMENTATION_ROUNDING:
@@ -111,7 +120,9 @@ class TrainBatchSampler:
 
     def _key(self, order: list[int], place: int) -> tuple[int, int]:
         index, repetition = order[place // self.repetitions], place % self.repetitions
-        return index, combine_seeds(self.seed, self.epoch, index, repetition)
+        if self.view_seeds is not None:
+            return index, int(self.view_seeds[self.epoch % len(self.view_seeds), index])
+        return index, view_seed(self.seed, self.epoch, index, repetition)
 
 
 class EvalBatchSampler:

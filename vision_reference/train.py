@@ -5,6 +5,8 @@
     # a student distilled from it at temperature 1
     torchrun --nproc_per_node 8 vision_reference/train.py --data-path DATA --model resnet18 \
         --teacher resnet50 --teacher-weights teacher/checkpoint.pth --kd-temperature 1
+    # the same from a teacher's stored answers, at the price of plain training (see store_soft_labels.py)
+    torchrun --nproc_per_node 8 vision_reference/train.py --data-path DATA --model resnet18 --soft-labels teacher/stored
     # exact accuracy of a checkpoint, of ours or of others
     python vision_reference/train.py --data-path DATA --model resnet18 --test-only --resume student/best.pth
 """
@@ -51,15 +53,16 @@ def train_one_epoch(
     loader.set_epoch(epoch)
     averages = TrainingAverages(machine.device)
     progress = ProgressLine(epoch, args.epochs, len(loader), args.print_freq)
-    shown, images_seen = averages.sums.clone(), 0
-    for step, (images, targets) in enumerate(loader):
+    shown, images_seen, taught = averages.sums.clone(), 0, bool(args.teacher or args.soft_labels)
+    for step, (images, targets, *stored) in enumerate(loader):
         learner.schedule.step_to(epoch, step, len(loader))
         with machine.autocast():
             logits = student(images)
+            teacher_logits = stored[0] if stored else teacher(images) if teacher else None
             losses = distillation_loss(
                 logits,
                 targets,
-                teacher(images) if teacher else None,
+                teacher_logits,
                 temperature=args.kd_temperature,
                 kd_weight=args.kd_weight,
                 label_smoothing=args.label_smoothing,
@@ -82,7 +85,7 @@ def train_one_epoch(
         images_seen += loader.step_sizes[step]
         if machine.rank.is_main and progress.due(step):
             lr = optimizer.param_groups[0]["lr"]
-            print(progress.text(step, lr, averages.means(since=shown), images_seen, teacher is not None), flush=True)
+            print(progress.text(step, lr, averages.means(since=shown), images_seen, taught), flush=True)
             shown = averages.sums.clone()
     seconds = time.perf_counter() - progress.start
     return {**averages.global_means(), "images_per_second": images_seen / seconds}
@@ -153,7 +156,7 @@ def main(args: argparse.Namespace) -> None:
     else:
         state = read_state(start, args.model) if start else None
     model = build_filled(args.model, num_classes, state, start, new_head=not (resume or args.test_only))
-    check_input_sizes("student" if args.teacher else "model", args.model, model, sizes)
+    check_input_sizes("student" if args.teacher or args.soft_labels else "model", args.model, model, sizes)
     model.to(machine.device, memory_format=machine.memory_format)
     if args.test_only:
         result = evaluate(model, val_loader, machine, args.label_smoothing)

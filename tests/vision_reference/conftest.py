@@ -13,7 +13,8 @@ import pytest
 import torch
 from PIL import Image
 
-from vision_reference.arguments import parse_args
+from vision_reference import store_soft_labels
+from vision_reference.arguments import parse_args, parse_store_args
 from vision_reference.errors import run_command
 from vision_reference.train import main
 
@@ -45,6 +46,8 @@ def few_digits(digits, tmp_path_factory):
 class TrainCommand:
     """Runs ``train.py`` as a user would: in this process, which saves an interpreter's start, or in several."""
 
+    script = "train.py"
+
     def __init__(self, data):
         self.flags = ["--data-path", str(data), "--preset", "digits", "--device", "cpu", "--workers", "0"]
         self.flags += ["--batch-size", "16", "--seed", "1", "--lr", "0.05", "--use-deterministic-algorithms"]
@@ -57,12 +60,15 @@ class TrainCommand:
         assert "Traceback" not in text, text
         return text
 
+    def main(self, flags):
+        main(parse_args(flags))
+
     def _run_here(self, flags):
         output = io.StringIO()
         generator = torch.get_rng_state()
         try:
             with contextlib.redirect_stdout(output), contextlib.redirect_stderr(output):
-                run_command("train.py", lambda: main(parse_args(flags)))
+                run_command(self.script, lambda: self.main(flags))
             status = 0
         except SystemExit as stop:
             status = stop.code
@@ -73,15 +79,33 @@ class TrainCommand:
 
     def _start(self, flags, processes):
         command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
-        command += [str(ROOT / "vision_reference" / "train.py"), *flags]
+        command += [str(ROOT / "vision_reference" / self.script), *flags]
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}
         done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd="/")
         return done.returncode, done.stdout + done.stderr
 
 
+class StoreCommand(TrainCommand):
+    """The same for ``store_soft_labels.py``."""
+
+    script = "store_soft_labels.py"
+
+    def __init__(self, data):
+        self.flags = ["--data-path", str(data), "--preset", "digits", "--device", "cpu", "--workers", "0"]
+        self.flags += ["--batch-size", "16"]
+
+    def main(self, flags):
+        store_soft_labels.main(parse_store_args(flags))
+
+
 @pytest.fixture(scope="session")
 def train(few_digits):
     return TrainCommand(few_digits)
+
+
+@pytest.fixture(scope="session")
+def store(few_digits):
+    return StoreCommand(few_digits)
 
 
 @pytest.fixture

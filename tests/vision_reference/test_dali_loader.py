@@ -175,7 +175,8 @@ def test_grey_images_brightness_and_contrast_follow_torchvisions_arithmetic(tmp_
     )
     made = training([(str(tmp_path / "a.png"), 0)] * 64, preset=preset, side=8, batch=64)
     keys = next(iter(made.batches))
-    values = made.view.arguments(np.full((64, 2), 8), np.array([seed for _, seed in keys], dtype=np.uint64))
+    indices, seeds = (np.array(part, dtype=np.uint64) for part in zip(*keys, strict=True))
+    values = made.view.arguments(np.full((64, 2), 8), seeds, indices)
     ((images, _),) = made
     assert 15 < (values["saturation"] == 0).sum() < 49
     for image, grey, brightness, contrast in zip(

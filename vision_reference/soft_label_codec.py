@@ -1,0 +1,140 @@
+"""What is kept of a teacher's logits, how they are rebuilt from it, and how much is lost on the way.
+
+Two forms: all classes, or the k largest logits with the log-sum-exp of the others at some temperatures, so that the
+probability of these (the tail) is known.
+"""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+TAILS = ("uniform", "drop")  # spread the tail's probability evenly; leave it out and renormalize (Tan et al. 2019)
+REPORTED = (1.0, 2.0, 3.0, 64.0)  # the paper's temperatures
+_CANDIDATES = (5, 10, 20, 50, 100, 200, 500)
+_LOWEST_HALF = -65504.0
+_NOTHING = -1e30  # logit of what has no probability; finite, so that 0 times it is 0
+
+
+def encode(logits: Tensor, top_k: int | None, temperatures: Sequence[float]) -> dict[str, Tensor]:
+    """What is stored of ``logits`` (B, K): the dict of ``logits`` and, with ``top_k``, ``indices`` and ``rest``.
+
+    The largest logit is subtracted from all of an image. That changes no probability, and float16 then has its finest
+    steps where probabilities are large. The log-sum-exp is that of the classes left out: together with the k logits it
+    gives the one over all classes, while the difference of two such sums would have lost a small tail to rounding.
+
+    Args:
+        logits: any floating type.
+        top_k: how many to keep; None: all.
+        temperatures: those that the log-sum-exp is kept for; unused without ``top_k``.
+
+    Returns:
+        ``logits`` (B, K or k) float16, largest first with ``top_k``; ``indices`` (B, k) int64; ``rest`` (B, number of
+        temperatures) float32: log of the sum of exp(logit / T) over the classes beyond the k.
+    """
+    shifted = logits.double() - logits.double().amax(dim=1, keepdim=True)
+    shifted.clamp_(min=_LOWEST_HALF)
+    if top_k is None:
+        return {"logits": shifted.half()}
+    ordered, order = shifted.sort(dim=1, descending=True, stable=True)
+    beyond = ordered[:, top_k:]
+    rest = torch.stack([torch.logsumexp(beyond / temperature, dim=1) for temperature in temperatures], dim=1)
+    return {"logits": ordered[:, :top_k].half(), "indices": order[:, :top_k], "rest": rest.float()}
+
+
+def decode(
+    logits: Tensor, indices: Tensor | None, rest: Tensor | None, *, classes: int, temperature: float, tail: str
+) -> Tensor:
+    """Logits z (B, K) such that softmax(z / T) is what the store knows of the teacher at temperature T.
+
+    Args:
+        logits, indices: as ``encode`` returns them; ``indices`` is None where all classes are stored.
+        rest: (B,) at this temperature.
+        classes: K.
+        temperature: T.
+        tail: one of ``TAILS``; makes a difference only where not all classes are stored.
+
+    Returns:
+        ``logits`` itself for all classes; else float64, -1e30 where there is no probability.
+    """
+    if indices is None:
+        return logits
+    logits = logits.double()
+    filling = torch.full_like(logits[:, :1], _NOTHING)
+    if tail == "uniform":
+        filling = temperature * (rest.double().unsqueeze(1) - math.log(classes - indices.shape[1]))
+    return filling.expand(-1, classes).scatter(1, indices, logits)
+
+
+def average(answers: Sequence[Tensor], temperature: float) -> Tensor:
+    """Logits (B, K) whose softmax at ``temperature`` is the mean of those of ``answers``: an ensemble's; float64."""
+    if len(answers) == 1:
+        return answers[0]
+    probabilities = [torch.softmax(answer.double() / temperature, dim=1) for answer in answers]
+    return temperature * torch.stack(probabilities).mean(dim=0).log().clamp_(min=_NOTHING)
+
+
+def error_rows(classes: int, top_k: int | None) -> list[str]:
+    """Names of the rows of ``error_sums``: what is stored, then what other k would give."""
+    stored = ["stored"] if top_k is None else [f"stored {tail}" for tail in TAILS]
+    return stored + [f"top-{k} {tail}" for k in _other_ks(classes, top_k) for tail in TAILS]
+
+
+def error_sums(logits: Tensor, top_k: int | None) -> Tensor:
+    """How far a teacher rebuilt from a store would be from the teacher itself, summed over B images.
+
+    In nats: KL(teacher || rebuilt), but for a dropped tail KL(rebuilt || teacher), because the other direction is
+    infinite where something has no probability.
+
+    Args:
+        logits: (B, K), any floating type.
+        top_k: as for ``encode``.
+
+    Returns:
+        (rows, temperatures) float64 on the CPU: ``error_rows`` by ``REPORTED``. Rows of other k leave rounding to
+        float16 out.
+    """
+    classes = logits.shape[1]
+    parts = encode(logits, top_k, REPORTED)
+    ordered = logits.double().sort(dim=1, descending=True).values
+    columns = []
+    for number, temperature in enumerate(REPORTED):
+        lprobs = torch.log_softmax(logits.double() / temperature, dim=1)
+        rest = parts["rest"][:, number] if top_k else None
+        column = []
+        for tail in TAILS if top_k else TAILS[:1]:
+            rebuilt = decode(
+                parts["logits"], parts.get("indices"), rest, classes=classes, temperature=temperature, tail=tail
+            )
+            rebuilt = torch.log_softmax(rebuilt.double() / temperature, dim=1)
+            column.append(_kl(rebuilt, lprobs) if tail == "drop" else _kl(lprobs, rebuilt))
+        lprobs = torch.log_softmax(ordered / temperature, dim=1)
+        for k in _other_ks(classes, top_k):
+            beyond = lprobs[:, k:]
+            mass = beyond.exp().sum(dim=1)
+            even = (mass / (classes - k)).log().clamp_(min=_NOTHING)
+            column.append((beyond.exp() * (beyond - even.unsqueeze(1))).sum())
+            column.append(-torch.log1p(-mass).sum())
+        columns.append(torch.stack(column))
+    return torch.stack(columns, dim=1).cpu()
+
+
+def error_table(rows: dict[str, Sequence[float]], images: int) -> str:
+    """The table of mean errors over ``images`` views, one line per row of ``error_rows``."""
+    lines = [
+        f"KL between the teacher and what a store knows of it, in nats, mean over {images} views",
+        "(uniform: KL(teacher || stored); drop: KL(stored || teacher), the other being infinite)",
+        f"{'':<16}" + "".join(f"{f'T = {temperature:g}':>12}" for temperature in REPORTED),
+    ]
+    return "\n".join(
+        lines + [f"{name:<16}" + "".join(f"{value:>12.3g}" for value in row) for name, row in rows.items()]
+    )
+
+
+def _kl(first: Tensor, second: Tensor) -> Tensor:
+    return (first.exp() * (first - second)).sum()
+
+
+def _other_ks(classes: int, top_k: int | None) -> list[int]:
+    return [k for k in _CANDIDATES if k < classes and k != top_k]

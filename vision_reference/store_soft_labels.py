@@ -1,0 +1,243 @@
+"""Store what a teacher says about M views of each training image, once for all students that learn from it.
+
+    # 10 views of each image, all classes
+    torchrun --nproc_per_node 8 vision_reference/store_soft_labels.py --data-path DATA --amp --views 10 \
+        --teacher resnet50 --teacher-weights teacher/best.pth --output-dir teacher/soft_labels
+    # the same views for a second teacher
+    torchrun --nproc_per_node 8 vision_reference/store_soft_labels.py --data-path DATA --amp \
+        --teacher resnet50 --teacher-weights smooth/best.pth --output-dir smooth/soft_labels \
+        --same-views-as teacher/soft_labels
+    # are 100 of them what the teacher says?
+    python vision_reference/store_soft_labels.py ... --check 100
+
+A view is all that ``train.py`` would do to an image in one epoch; its seed fixes it to the bit. A run that was killed
+goes on where it was, on any number of processes, and ends with the same bytes.
+"""
+
+import argparse
+import secrets
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+if __package__ in (None, ""):  # run as a file: the folder that holds the package takes the place of the file's own
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+from vision_reference import distributed
+from vision_reference import soft_label_writer as writing
+from vision_reference.arguments import parse_store_args
+from vision_reference.data import build_view_loader, list_samples
+from vision_reference.datasets import Sample
+from vision_reference.distillation import Teacher
+from vision_reference.errors import UserError, run_command
+from vision_reference.heads import check_input_sizes
+from vision_reference.machine import Machine, choose_machine
+from vision_reference.models import build_filled, read_state
+from vision_reference.provenance import describe_data, hash_weights, pixel_flags, versions
+from vision_reference.samplers import view_seed
+from vision_reference.soft_label_codec import encode, error_rows, error_sums, error_table
+from vision_reference.soft_labels import BLOCK, FORMAT, Block, Store, all_blocks, check_belongs, record_types
+from vision_reference.views import KeyBatchSampler, ViewBatchSampler
+
+_SECONDS_BETWEEN_LINES = 5
+# How far a logit may be off, as a share of the largest one (at least 1): float16 keeps 2**-11 of a number; other batch
+# sizes, devices and TF32 cost about as much again; bf16 keeps 2**-8, in every layer.
+_TOLERANCE = {"fp32": 2e-3, "bf16": 5e-2, "fp16": 1e-2}
+
+
+def main(args: argparse.Namespace) -> None:
+    """Store, or go on storing, and check."""
+    machine = choose_machine(args)
+    rank, folder = machine.rank, Path(args.output_dir)
+    folder.mkdir(parents=True, exist_ok=True)
+    samples, _, classes = list_samples(args, rank)
+    if args.top_k and args.top_k >= len(classes):
+        raise UserError(f"--top-k {args.top_k} of {len(classes)} classes leaves nothing out; drop it to store them all")
+    state = read_state(args.teacher_weights, args.teacher)
+    network = build_filled(args.teacher, len(classes), state, args.teacher_weights, new_head=False)
+    check_input_sizes("teacher", args.teacher, network, {args.train_crop_size})
+
+    plan = None
+    if rank.is_main:
+        plan = make_plan(args, machine, samples, len(classes), hash_weights(network))
+        writing.begin(folder, plan)
+    plan = distributed.from_main(plan)
+    teacher = Teacher(network, machine.device, machine.memory_format, machine.autocast, compile=args.compile)
+    finished = distributed.from_main((folder / "manifest.json").is_file())
+    if not finished:
+        store(args, machine, teacher, samples, plan, folder)
+    if rank.is_main:
+        writing.clean(folder)
+        stored = Store(folder)
+        rank.say(f"{folder} is whole" + (", nothing to store" if finished else ""))
+        print(error_table(stored.manifest["errors"], stored.count * stored.images), flush=True)
+        if args.check and not check(args, machine, teacher, samples, stored):
+            sys.exit(1)
+
+
+def make_plan(
+    args: argparse.Namespace, machine: Machine, samples: list[Sample], classes: int, weights_hash: str
+) -> dict:
+    """The manifest but for checksums and errors: what is to be stored, from what.
+
+    Raises:
+        UserError: with ``--same-views-as``, a store of other data or pixels.
+    """
+    plan = {
+        "format": FORMAT,
+        "teacher": {
+            "arch": args.teacher,
+            "weights_sha256": weights_hash,
+            "precision": "fp32" if not args.amp else "bf16" if machine.amp_dtype == torch.bfloat16 else "fp16",
+        },
+        "data": describe_data(samples, classes),
+        "pixels": pixel_flags(args),
+        "views": {"count": args.views, "seed": args.seed},
+        "labels": {"top_k": args.top_k, "temperatures": args.temperatures if args.top_k else []},
+        "block": BLOCK,
+        "versions": versions(args.loader),
+    }
+    if args.same_views_as:
+        other = Store(Path(args.same_views_as))
+        check_belongs(other.manifest, plan, other.folder)
+        if other.manifest["pixels"] != plan["pixels"]:
+            raise UserError(f"{other.folder} was stored with --loader {other.manifest['pixels']['loader']}; give it")
+        plan["views"] = other.manifest["views"]
+        return plan
+    found = writing.read_plan(Path(args.output_dir)) or {"views": {"count": 1, "seed": secrets.randbelow(2**31)}}
+    for name, value in plan["views"].items():
+        if value is None:
+            plan["views"][name] = found["views"][name]
+    return plan
+
+
+def store(
+    args: argparse.Namespace, machine: Machine, teacher: Teacher, samples: list[Sample], plan: dict, folder: Path
+) -> None:
+    """Write the blocks that are missing, shared by all processes, and the manifest."""
+    rank, count = machine.rank, plan["views"]["count"]
+    blocks = all_blocks(plan)
+    done = distributed.from_main(set(writing.done_blocks(folder)) if rank.is_main else None)
+    size = writing.readable(sum(writing.sizes(plan).values()))
+    rank.say(f"{args.teacher} about {count} views of each of {len(samples)} images: {size} in {folder}")
+    rank.say(f"seed {plan['views']['seed']}" + (f"; going on after {len(done)} of {len(blocks)} blocks" * bool(done)))
+    missing = [block for block in blocks if block.number not in done]
+    own = missing[rank.rank :: rank.world_size]
+    batches = ViewBatchSampler(own, plan["views"]["seed"], args.batch_size)
+    loader = build_view_loader(args, samples, batches, machine.device, machine.memory_format)
+    progress = _Progress(own, rank.world_size)
+    writer = writing.Writer(folder, rank.rank)
+    shown = iter(loader)
+    for block in own:
+        writer.write(block, *make_block(block, shown, batches, teacher, plan))
+        if rank.is_main:
+            progress.show(block)
+    writer.close()
+    distributed.barrier()
+    if rank.is_main:
+        writing.finish(folder, error_rows(plan["data"]["classes"], args.top_k))
+    distributed.barrier()
+
+
+def make_block(
+    block: Block, shown: Iterator[tuple[Tensor, Tensor]], batches: ViewBatchSampler, teacher: Teacher, plan: dict
+) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    """Records of both files for ``block`` and the sums of errors over it.
+
+    Args:
+        shown: images and geometry of the batches to come.
+
+    Raises:
+        UserError: the teacher's logits are not finite.
+    """
+    labels = plan["labels"]
+    types = record_types(plan["data"]["classes"], labels["top_k"], labels["temperatures"])
+    records = {name: np.empty(block.stop - block.start, kind) for name, kind in types.items()}
+    views, stored = records.values()
+    errors, place = 0, 0
+    for _ in range(batches.batches_of(block)):
+        images, geometry = next(shown)
+        logits = teacher(images).float()
+        if not logits.isfinite().all():
+            raise UserError("the teacher's logits are not finite; its weights are damaged, or --amp does not suit it")
+        errors += error_sums(logits, labels["top_k"]).numpy()
+        rows = slice(place, place + len(images))
+        geometry = geometry.cpu().numpy()
+        views["box"][rows], views["flip"][rows] = geometry[:, :4], geometry[:, 4]
+        for name, part in encode(logits, labels["top_k"], labels["temperatures"]).items():
+            stored[name][rows] = part.cpu().numpy()
+        place = rows.stop
+    views["seed"] = [view_seed(batches.seed, block.view, index) for index in range(block.start, block.stop)]
+    return records, errors
+
+
+def check(args: argparse.Namespace, machine: Machine, teacher: Teacher, samples: list[Sample], stored: Store) -> bool:
+    """Recompute ``--check`` random views and print how far the stored ones are off; whether that is tolerable.
+
+    What is compared: crop and flip, the logits kept, and the log-sum-exps.
+    """
+    generator = np.random.default_rng()
+    drawn = generator.choice(stored.count * stored.images, min(args.check, stored.count * stored.images), replace=False)
+    views, indices = np.divmod(np.sort(drawn), stored.images)
+    keys = [(int(index), int(stored.views["seed"][view, index])) for view, index in zip(views, indices, strict=True)]
+    batches = KeyBatchSampler(keys, args.batch_size)
+    loader = build_view_loader(args, samples, batches, machine.device, machine.memory_format)
+    differences, scale, moved, place = [], 1.0, 0, 0
+    for images, geometry in loader:
+        rows = slice(place, place + len(images))
+        place = rows.stop
+        records = stored.labels[views[rows], indices[rows]]
+        boxes = stored.views[views[rows], indices[rows]]
+        moved += int((np.c_[boxes["box"], boxes["flip"]] != geometry.cpu().numpy()).any(axis=1).sum())
+        logits = teacher(images).double()
+        logits -= logits.amax(dim=1, keepdim=True)
+        scale = max(scale, logits.abs().max().item())
+        if stored.top_k:
+            chosen = torch.from_numpy(records["indices"].astype(np.int64)).to(logits.device)
+            now = encode(logits, stored.top_k, stored.temperatures)["rest"].cpu().numpy()
+            differences.append(np.abs(now - records["rest"]).max(axis=1, keepdims=True))
+            logits = logits.gather(1, chosen)
+        differences.append(np.abs(logits.cpu().numpy() - records["logits"].astype(np.float64)))
+    largest = max(part.max() for part in differences)
+    mean = sum(part.sum() for part in differences) / sum(part.size for part in differences)
+    limit = _TOLERANCE[stored.manifest["teacher"]["precision"]] * scale
+    good = bool(largest <= limit) and not moved
+    print(
+        f"check of {len(keys)} views: stored values are off by at most {largest:.2g}, {mean:.2g} in the mean (limit "
+        f"{limit:.2g}); {moved} with another crop or flip: {'good' if good else 'TOO FAR OFF'}",
+        flush=True,
+    )
+    return good
+
+
+class _Progress:
+    """A line now and then: share done, rate of all processes, remaining time."""
+
+    def __init__(self, blocks: list[Block], processes: int) -> None:
+        self.total = sum(block.stop - block.start for block in blocks)
+        self.processes = processes
+        self.done = 0
+        self.begin = self.last = time.perf_counter()
+
+    def show(self, block: Block) -> None:
+        """Count a finished block of this process."""
+        self.done += block.stop - block.start
+        now = time.perf_counter()
+        if now - self.last < _SECONDS_BETWEEN_LINES and self.done < self.total:
+            return
+        self.last, rate = now, self.done / (now - self.begin)
+        left = int((self.total - self.done) / rate)
+        print(
+            f"[{100 * self.done // self.total:>3} %]  {rate * self.processes:.0f} views/s  "
+            f"ETA {left // 3600}:{left // 60 % 60:02d}:{left % 60:02d}",
+            flush=True,
+        )
+
+
+if __name__ == "__main__":
+    run_command("store_soft_labels.py", lambda: main(parse_store_args()))
