@@ -37,7 +37,7 @@ RUN apt-get update \
 RUN uv pip install --require-hashes --no-deps --requirement requirements-dali.txt
 
 COPY --chown=lskd:lskd . .
-USER lskd
+USER 1000
 # Finds every package in its place and adds the project itself.
 RUN bash scripts/setup.sh
 ENV PATH=/home/lskd/lskd/.venv/bin:$PATH
