@@ -25,7 +25,7 @@ from .word_level_kd import ProjectedLogits, SoftLabels, TopKLogits
 # Tokens of a chunk share their matrix products: more of them read and write the weight's gradient less often, and take
 # more memory. On a GPU a chunk is so many entries (tokens times vocabulary), to keep it busy.
 CPU_CHUNK_TOKENS = 256
-CUDA_CHUNK_ENTRIES = 2**26
+CUDA_CHUNK_ENTRIES = 2**25
 # On a CPU the passes between the products run over about so many entries at a time.
 CPU_BLOCK_ENTRIES = 2**18
 
@@ -149,6 +149,14 @@ class _Group:
     temperature: float = 1.0
 
 
+def _factor_dtype(weight: Tensor, autocast: torch.dtype | None) -> torch.dtype:
+    """Precision of the factors of matrix products with a weight, where autocast asks for a precision or for none."""
+    if weight.dtype == torch.float64:
+        return weight.dtype
+    # float32 factors cost little more on a CPU, and their products can be added up in place
+    return torch.float32 if weight.device.type == "cpu" else autocast or weight.dtype
+
+
 class _Projection:
     """An output layer over T, for a chunk of tokens at a time."""
 
@@ -160,11 +168,7 @@ class _Projection:
             autocast: precision that autocast asks for, or None.
             buffer: (C, V) takes the logits, again for each chunk.
         """
-        dtype = weight.dtype if weight.dtype == torch.float64 else autocast or weight.dtype
-        if weight.device.type == "cpu" and dtype != torch.float64:
-            # float32 factors cost little more on a CPU, and their products can be added up in place
-            dtype = torch.float32
-        self.weight = weight.detach().to(dtype)
+        self.weight = weight.detach().to(_factor_dtype(weight, autocast))
         self.bias = None if bias is None else bias.detach().to(buffer.dtype)
         self.buffer = buffer
 
