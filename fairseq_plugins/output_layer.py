@@ -18,15 +18,16 @@ def plain_output_layer(model: nn.Module) -> tuple[nn.Linear | None, str]:
     Plain are the models of fairseq's Transformer family whose decoder ends in an `nn.Linear`, tied to an embedding or
     not; alone or wrapped for training in several processes by a wrapper that minds no parameter being used outside its
     own forward pass. `legacy_ddp` adds up all gradients after the backward pass. PyTorch's own waits for each
-    parameter's gradient to be complete, wherever it comes from, unless it looks for unused parameters: it would not
-    find the output layer's. Sharded parameters are whole within the forward pass only.
+    parameter's gradient to be complete, wherever it comes from, but where it looks for unused parameters it finds the
+    output layer's only if they are the embedding's, too. Sharded parameters are whole within the forward pass only.
     """
+    looks_for_unused = False
     while isinstance(
         model,
         (ModuleProxyWrapper, DistributedTimeoutWrapper, LegacyDistributedDataParallel, DistributedDataParallel),
     ):
-        if getattr(model, "find_unused_parameters", False):
-            return None, "--find-unused-parameters does not see an output layer used outside the model"
+        if isinstance(model, DistributedDataParallel):
+            looks_for_unused = model.find_unused_parameters
         model = model.module
     if not _keeps(model, TransformerModelBase, MODEL_METHODS):
         return None, f"{type(model).__name__} may have its own way from features to probabilities"
@@ -38,6 +39,8 @@ def plain_output_layer(model: nn.Module) -> tuple[nn.Linear | None, str]:
     layer = decoder.output_projection
     if type(layer) is not nn.Linear or layer._forward_hooks or layer._forward_pre_hooks:
         return None, f"the output layer is not a plain linear one but {type(layer).__name__}, or has hooks"
+    if looks_for_unused and (layer.weight is not decoder.embed_tokens.weight or layer.bias is not None):
+        return None, "--find-unused-parameters does not see an output layer of its own used outside the model"
     return layer, ""
 
 
