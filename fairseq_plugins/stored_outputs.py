@@ -264,7 +264,8 @@ class StoreWriter:
     def _begin(self, block_tokens: int) -> None:
         plan = {"format": FORMAT, "source": asdict(self.source), "block_tokens": block_tokens}
         path = self._partial / "plan.json"
-        if path.exists():
+        # without its rows the plan is what a run left that was killed after its store had got its name
+        if path.exists() and (self._store / "rows.bin").exists():
             try:
                 held = _read_json(path)
                 difference = Source(**held["source"]).difference(self.source)
@@ -277,6 +278,8 @@ class StoreWriter:
                     f"{self._partial} was begun with other {difference}: choose another --output, or remove it"
                 )
             return
+        for mark in self._partial.glob("block-*"):
+            mark.unlink()
         try:
             with (self._store / "rows.bin").open("wb") as rows:
                 # a full disk is found before hours of work

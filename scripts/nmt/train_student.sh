@@ -12,8 +12,8 @@
 # DATA      folder made by prepare.py                     OUT       folder for the student
 # EXPERTS   folder made by train_experts.sh; none: the student learns from labels alone, with stock fairseq
 # TEACHERS  instead of EXPERTS: en-de=PATH,en-ru=PATH:PATH2 (several of one pair are an ensemble)
-# TEACHER_OUTPUTS  folder of the experts' stored predictions, TEACHER_OUTPUTS/<src>-<tgt>; what is missing there is stored
-#           first. Training then needs no expert. TOP_K (8) entries are kept for each word
+# TEACHER_OUTPUTS  folder of the experts' stored predictions, TEACHER_OUTPUTS/<src>-<tgt>: the student learns from these.
+#           With EXPERTS or TEACHERS what is missing is stored first, TOP_K (8) entries for each word
 # PAIRS     which pairs (all that DATA has)               DRY_RUN=1 prints the command and runs nothing
 # CPU=1     train on the CPU although there is a GPU
 # Hyper-parameters (default): TEMPERATURE (1) KD_WEIGHT (0.9) ARCH (transformer_iwslt_de_en) ENCODER_LAYERS (6)
@@ -34,25 +34,24 @@ if [ -n "${EXPERTS:-}" ]; then
     for pair in ${PAIRS//,/ }; do TEACHERS+=,$pair=$EXPERTS/$pair/checkpoint_best.pt; done
     TEACHERS=${TEACHERS:1}
 fi
-if [ -n "${TEACHER_OUTPUTS:-}" ] && [ -z "${TEACHERS:-}" ]; then
-    echo "train_student.sh: TEACHER_OUTPUTS is set without EXPERTS or TEACHERS; set one of them to say whose they are" >&2
-    exit 2
-fi
-if [ -n "${TEACHERS:-}" ]; then
+teaching=()
+if [ -n "${TEACHER_OUTPUTS:-}" ]; then
+    stores=
+    IFS=, read -ra teachers <<< "${TEACHERS:-$PAIRS}"
+    for teacher in "${teachers[@]}"; do
+        pair=${teacher%%=*}
+        stores+=,$pair=$TEACHER_OUTPUTS/$pair
+        [ -n "${TEACHERS:-}" ] || continue
+        storing=(python "$root/scripts/nmt/store_teacher_outputs.py" --data-bin "$DATA/data-bin" --lang-pair "$pair"
+                 --teacher "${teacher#*=}" --output "$TEACHER_OUTPUTS/$pair" --top-k "${TOP_K:-8}")
+        if [ "$CPU" = 1 ]; then storing+=(--cpu); fi
+        if [ "${DRY_RUN:-0}" = 1 ]; then echo "${storing[*]@Q}"; else "${storing[@]}"; fi
+    done
+    teaching=(--teacher-outputs "${stores:1}")
+elif [ -n "${TEACHERS:-}" ]; then
     teaching=(--teachers "$TEACHERS")
-    if [ -n "${TEACHER_OUTPUTS:-}" ]; then
-        stores=
-        IFS=, read -ra teachers <<< "$TEACHERS"
-        for teacher in "${teachers[@]}"; do
-            pair=${teacher%%=*}
-            storing=(python "$root/scripts/nmt/store_teacher_outputs.py" --data-bin "$DATA/data-bin" --lang-pair "$pair"
-                     --teacher "${teacher#*=}" --output "$TEACHER_OUTPUTS/$pair" --top-k "${TOP_K:-8}")
-            [ "$CPU" = 1 ] && storing+=(--cpu)
-            if [ "${DRY_RUN:-0}" = 1 ]; then echo "${storing[*]@Q}"; else "${storing[@]}"; fi
-            stores+=,$pair=$TEACHER_OUTPUTS/$pair
-        done
-        teaching=(--teacher-outputs "${stores:1}")
-    fi
+fi
+if [ ${#teaching[@]} -gt 0 ]; then
     learning=(--user-dir "$root/fairseq_plugins" --task multilingual_translation_kd "${teaching[@]}"
               --criterion label_smoothed_kd_cross_entropy
               --kd-temperature "${TEMPERATURE:-1}" --kd-weight "${KD_WEIGHT:-0.9}")

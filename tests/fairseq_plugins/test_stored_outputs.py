@@ -164,6 +164,16 @@ def test_block_that_did_not_reach_the_disk_is_done_again(tmp_path):
         assert writer.missing() == [0, 1]
 
 
+def test_remains_of_a_finished_run_do_no_harm(store, tmp_path, monkeypatch):
+    records = random_records(5, source())
+    with monkeypatch.context() as killed_before:
+        killed_before.setattr("shutil.rmtree", lambda path: None)
+        make(tmp_path / "again", [3, 0, 2], records, block_tokens=3)
+    assert (tmp_path / "again.partial").exists()
+    (tmp_path / "again").rename(tmp_path / "elsewhere")
+    assert contents(make(tmp_path / "again", [3, 0, 2], records, block_tokens=3)) == contents(store)
+
+
 def test_block_is_taken_by_one_living_process_only(tmp_path):
     ready, go_on = os.pipe(), os.pipe()
     with StoreWriter(tmp_path / "out", source(), np.array([3, 3]), 3) as writer:

@@ -129,6 +129,9 @@ def test_stored_outputs_are_made_first_and_take_the_experts_place(commands, tmp_
     assert option(command, "--teacher-outputs") == "en-ru=outputs/en-ru"
     assert command[-2:] == ["--kd-tail", "drop"]
 
+    (command,) = commands("train_student.sh", TEACHER_OUTPUTS="outputs")
+    assert option(command, "--teacher-outputs") == "en-de=outputs/en-de,en-ru=outputs/en-ru"
+
 
 def test_a_student_without_experts_is_stock_fairseq_with_the_same_recipe(commands):
     (command,) = commands("train_student.sh")
@@ -178,4 +181,3 @@ def test_a_misspelled_pair_and_two_sources_of_teachers_are_one_line(refused, com
     data = {"DATA": tmp_path / "data", "OUT": tmp_path / "out"}
     assert "PAIRS: pair en-fr is not in" in refused("train_experts.sh", PAIRS="en-de,en-fr", **data)
     assert "both EXPERTS and TEACHERS are set" in refused("train_student.sh", EXPERTS="a", TEACHERS="b", **data)
-    assert "without EXPERTS or TEACHERS" in refused("train_student.sh", TEACHER_OUTPUTS="a", **data)

@@ -1,0 +1,42 @@
+"""Storing an expert's predictions and training from them, by the command lines."""
+
+import json
+
+import pytest
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--top-k", 0], "--top-k 0 is below 1"),
+        (["--max-tokens", -1], "--max-tokens -1 is below 1"),
+        (["--temperatures", "1,0"], "--temperatures 1,0: give different numbers above 0"),
+        (["--temperatures", "2,2"], "--temperatures 2,2: give different numbers above 0"),
+        (["--lang-pair", "en-de,en-ru"], "name one"),
+    ],
+)
+def test_options_that_make_no_sense_are_one_line(refused, tmp_path, flags, said):
+    given = ["--data-bin", tmp_path, "--lang-pair", "en-de", "--teacher", "t.pt", "--output", tmp_path / "out", *flags]
+    assert said in refused("store_teacher_outputs.py", *given)
+
+
+def test_student_trains_from_outputs_that_were_stored_once(pipeline, run_script, tiny, tmp_path):
+    outputs, student = tmp_path / "outputs", tmp_path / "student"
+    settings = {**tiny, "DATA": pipeline / "data", "PAIRS": "en-de", "TEACHER_OUTPUTS": outputs, "MAX_EPOCH": 1}
+    done = run_script("train_student.sh", EXPERTS=pipeline / "experts", OUT=student, **settings)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "MB on disk" in done.stdout
+    assert f"stored {outputs / 'en-de'}" in done.stdout
+    assert (student / "checkpoint_best.pt").exists()
+    assert '"train_kd_loss"' in (student / "train.log").read_text()
+    manifest = json.loads((outputs / "en-de" / "manifest.json").read_text())
+    assert (manifest["top_k"], manifest["sentences"]) == (8, 400)
+    assert manifest["temperatures"] == [1, 2, 3, 64]
+
+    expert = pipeline / "experts" / "en-de" / "checkpoint_best.pt"
+    again = ["--data-bin", pipeline / "data" / "data-bin", "--lang-pair", "en-de", "--teacher", expert, "--cpu"]
+    repeated = run_script("store_teacher_outputs.py", *again, "--output", outputs / "en-de")
+    assert "is already stored with these settings" in repeated.stdout
+    other = run_script("store_teacher_outputs.py", *again, "--output", outputs / "en-de", "--top-k", 2)
+    assert other.returncode != 0
+    assert "was stored with other top_k (8, now 2)" in other.stderr.splitlines()[-1]
