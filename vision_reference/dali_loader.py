@@ -106,8 +106,8 @@ class TrainingView:
 class StoredView(TrainingView):
     """A training view whose crop and flip are those that a teacher saw; all further choices follow from the seed.
 
-    Boxes that were drawn by torchvision can thus be decoded here, as regions of interest; pixels then differ by rounding
-    in decoder and filter (on smooth images by two grey levels at most and a fifth of one in the mean).
+    Boxes that were drawn by torchvision can thus be decoded here, as regions of interest; pixels then differ by
+    rounding in decoder and filter (on smooth images by two grey levels at most and a fifth of one in the mean).
 
     Args:
         views: (M, N) records ``seed``, ``box``, ``flip`` of N samples.

@@ -121,8 +121,8 @@ def test_every_process_gets_the_answers_to_its_own_images(few_digits, stored):
 
 
 def test_a_student_learns_from_the_store_as_from_the_teacher_itself(train, teacher, stored, tmp_path, metrics):
-    # Seed 1 stored epochs 0 and 1 of a run with seed 1: the same pixels in the same order. A student without batch norm,
-    # because on so few pixels that would blow float16's rounding up within a few steps.
+    # Seed 1 stored epochs 0 and 1 of a run with seed 1: the same pixels in the same order. A student without batch
+    # norm, because on so few pixels that would blow float16's rounding up within a few steps.
     flags = ["--model", "squeezenet1_1", "--epochs", 2, "--kd-temperature", 2, "--kd-weight", 0.7, "--lr", 0.005]
     flags += ["--label-smoothing", 0.1, "--output-dir"]
     train(*flags, tmp_path / "online", *teacher)
