@@ -168,6 +168,33 @@ def test_any_number_of_processes_store_the_same_bytes_even_if_one_is_killed(toy,
     assert contents(store_outputs(toy, toy.de, "en-de", tmp_path / "one")) == contents(stores["de"])
 
 
+def test_finished_store_is_left_as_it_is_and_never_mixed_with_another(toy, stores, capsys):
+    before = (stores["de"] / "rows.bin").stat().st_mtime_ns
+    store_outputs(toy, toy.de, "en-de", stores["de"])
+    assert "is already stored with these settings" in capsys.readouterr().out
+    assert (stores["de"] / "rows.bin").stat().st_mtime_ns == before
+    for changes, said in (
+        ({"top_k": 2}, "top_k (36, now 2)"),
+        ({"temperatures": [1.0]}, "temperatures (1.0, 2.0, now 1.0)"),
+    ):
+        with pytest.raises(UserError, match="was stored with other") as error:
+            store_outputs(toy, toy.de, "en-de", stores["de"], **changes)
+        assert said in str(error.value)
+    with pytest.raises(UserError, match=r"other teacher \("):
+        store_outputs(toy, toy.de2, "en-de", stores["de"])
+
+
+def test_what_cannot_be_stored_is_one_line(toy, tmp_path):
+    for changes, said in (
+        ({"top_k": 37}, "--top-k 37 is more than the 36 entries"),
+        ({"precision": "fp16"}, "--precision fp16 needs a GPU"),
+    ):
+        with pytest.raises(teacher_outputs.UserError, match=said):
+            store_outputs(toy, toy.de, "en-de", tmp_path / "out", **changes)
+    with pytest.raises(UserError, match="no binarized nosuch data of en-de"):
+        store_outputs(toy, toy.de, "en-de", tmp_path / "out", subset="nosuch")
+
+
 def refusal(setup, argv, then=lambda task: None):
     """The one line that a user reads."""
     with pytest.raises(UserError) as error:
