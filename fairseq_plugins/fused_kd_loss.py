@@ -24,7 +24,7 @@ from .word_level_kd import ProjectedLogits, SoftLabels, TopKLogits
 
 # Tokens of a chunk share their matrix products: more of them read and write the weight's gradient less often, and take
 # more memory. On a GPU a chunk is so many entries (tokens times vocabulary), to keep it busy.
-CPU_CHUNK_TOKENS = 256
+CPU_CHUNK_TOKENS = 384
 CUDA_CHUNK_ENTRIES = 2**25
 # On a CPU the passes between the products run over about so many entries at a time.
 CPU_BLOCK_ENTRIES = 2**18
