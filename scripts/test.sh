@@ -9,6 +9,7 @@ bash scripts/setup.sh
 .venv/bin/ruff check .
 .venv/bin/ruff format --check .
 # One worker a core, one thread a worker: small models gain nothing from more threads, and results stay repeatable.
+workers=$(env --unset OMP_NUM_THREADS nproc) # which would otherwise count threads instead of cores
 export OMP_NUM_THREADS=1
-exec .venv/bin/python -m pytest --numprocesses "$(nproc)" --dist worksteal \
+exec .venv/bin/python -m pytest --numprocesses "$workers" --dist worksteal \
     --cov --cov-report=term --durations=15 "$@"

@@ -37,7 +37,7 @@ recipe=(
 
 # Without a GPU: as many runs side by side as there are cores, one thread each, because small models gain little from a
 # second thread. Loader workers only cost there.
-cores=$(nproc)
+cores=$(env --unset OMP_NUM_THREADS nproc) # which would otherwise count threads instead of cores
 if [ -z "${CPU:-}" ]; then
     CPU=1
     if command -v nvidia-smi >/dev/null && nvidia-smi -L >/dev/null 2>&1; then CPU=0; fi
