@@ -30,25 +30,6 @@ KD_TAIL_HELP = (
 )
 
 
-def parse_stores(text: str, lang_pairs: list[str]) -> dict[str, Path]:
-    """`en-de=DIR,en-ru=DIR` to folders by language pair.
-
-    Raises:
-        UserError: not in that form, a pair that is not trained, or one named twice.
-    """
-    folders: dict[str, Path] = {}
-    for entry in text.split(","):
-        pair, _, folder = entry.strip().partition("=")
-        if not pair or not folder:
-            raise UserError(f"--teacher-outputs: cannot read `{entry}`; write PAIR=DIR, as in en-de=outputs/en-de")
-        if pair not in lang_pairs:
-            raise UserError(f"--teacher-outputs names {pair}, which is not among --lang-pairs {','.join(lang_pairs)}")
-        if pair in folders:
-            raise UserError(f"--teacher-outputs names {pair} twice; name one folder")
-        folders[pair] = Path(folder)
-    return folders
-
-
 def hash_vocabulary(vocabulary: Vocabulary) -> dict[str, str]:
     """SHA-256 of the entries of both dictionaries in their order; their counts do not matter."""
     paths = {"source": vocabulary.source_path, "target": vocabulary.target_path}

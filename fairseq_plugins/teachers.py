@@ -48,25 +48,6 @@ class Vocabulary:
     target_path: str
 
 
-def parse_teachers(text: str, lang_pairs: list[str]) -> dict[str, str]:
-    """`en-de=PATH,en-ru=PATH:PATH2` to paths by language pair.
-
-    Raises:
-        UserError: not in that form, a pair that is not trained, or one named twice.
-    """
-    paths: dict[str, str] = {}
-    for entry in text.split(","):
-        pair, _, path = entry.strip().partition("=")
-        if not pair or not path:
-            raise UserError(f"--teachers: cannot read `{entry}`; write PAIR=PATH, as in en-de=expert/checkpoint.pt")
-        if pair not in lang_pairs:
-            raise UserError(f"--teachers names {pair}, which is not among --lang-pairs {','.join(lang_pairs)}")
-        if pair in paths:
-            raise UserError(f"--teachers names {pair} twice; join the members of an ensemble by ':'")
-        paths[pair] = path
-    return paths
-
-
 class Teacher:
     """One expert, or an ensemble of them, for one language pair.
 

@@ -18,12 +18,13 @@ from .. import pair_bleu
 from ..distillation_task import DistillationTask, batch_of, layout_of, refuse_altered_data
 from ..errors import UserError
 from ..language_tokens import LanguageTokens, realign
+from ..pair_options import parse_by_pair
 from ..resume import carrying
 from ..routes import RoutedDatasetManager
 from ..selective import STRATEGIES, Selection
 from ..stock_options import MultilingualTranslationOptions, as_namespace
-from ..stored_teachers import KD_TAIL_HELP, TAILS, TEACHER_OUTPUTS_HELP, parse_stores
-from ..teachers import Vocabulary, load_teacher, parse_teachers
+from ..stored_teachers import KD_TAIL_HELP, TAILS, TEACHER_OUTPUTS_HELP
+from ..teachers import Vocabulary, load_teacher
 from ..validation import Translator
 
 logger = logging.getLogger(__name__)
@@ -124,7 +125,7 @@ class MultilingualTranslationKDTask(DistillationTask, TranslationMultiSimpleEpoc
         if not (self.kd.teachers and self.training):
             return {}
         teachers = {}
-        for pair, paths in parse_teachers(self.kd.teachers, self.lang_pairs).items():
+        for pair, paths in parse_by_pair("--teachers", self.kd.teachers, self.lang_pairs).items():
             teachers[pair] = load_teacher(paths, self.vocabulary(pair), self.args.left_pad_source)
             logger.info(f"teacher of {pair}: {paths}; --kd-strategy {self.selection.strategy}")
         return teachers
@@ -137,7 +138,8 @@ class MultilingualTranslationKDTask(DistillationTask, TranslationMultiSimpleEpoc
         if not (self.kd.teacher_outputs and self.training):
             return {}
         refuse_altered_data(self.args)
-        folders = parse_stores(self.kd.teacher_outputs, self.lang_pairs)
+        named = parse_by_pair("--teacher-outputs", self.kd.teacher_outputs, self.lang_pairs)
+        folders = {pair: Path(folder) for pair, folder in named.items()}
         extra = {pair for pairs in (self.args.extra_lang_pairs or {}).values() for pair in pairs.split(",")}
         for pair, folder in folders.items():
             if pair in self.teachers:

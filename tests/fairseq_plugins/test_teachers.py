@@ -10,7 +10,7 @@ from fairseq import utils
 
 from fairseq_plugins.errors import UserError
 from fairseq_plugins.safe_checkpoint import read_checkpoint
-from fairseq_plugins.teachers import Vocabulary, load_teacher, parse_teachers
+from fairseq_plugins.teachers import Vocabulary, load_teacher
 
 
 @pytest.fixture
@@ -174,24 +174,6 @@ def test_dictionary_next_to_the_checkpoint_is_used_where_the_training_data_are_g
 def test_weights_that_do_not_fit_their_options(toy, tmp_path, vocabulary):
     path = changed(toy.de, tmp_path / "odd.pt", lambda state: vars(state["cfg"]["model"]).update(encoder_layers=3))
     assert "cannot rebuild teacher" in refusal(load_teacher, path, vocabulary)
-
-
-@pytest.mark.parametrize(
-    ("text", "said"),
-    [
-        ("en-de", "cannot read `en-de`"),
-        ("en-de=", "cannot read `en-de=`"),
-        ("en-de=a,,", "cannot read ``"),
-        ("en-xx=a", "not among --lang-pairs en-de,en-ru"),
-        ("en-de=a,en-de=b", "twice"),
-    ],
-)
-def test_teachers_option_that_cannot_be_read(text, said):
-    assert said in refusal(parse_teachers, text, ["en-de", "en-ru"])
-
-
-def test_teachers_option():
-    assert parse_teachers("en-de=a=b, en-ru=c:d", ["en-de", "en-ru"]) == {"en-de": "a=b", "en-ru": "c:d"}
 
 
 @pytest.mark.parametrize(
