@@ -407,7 +407,11 @@ class _Run:
         total = hard_total = soft.sum(dim=1, keepdim=True)
         hard = soft
         if temperature != 1:
-            hard = torch.mul(logits, temperature, out=self.scratch[1, : len(logits)]).exp_()
+            hard = self.scratch[1, : len(logits)]
+            if temperature in (2, 3):  # a product or two are cheaper than one more exponential
+                torch.pow(soft, temperature, out=hard)
+            else:
+                torch.mul(logits, temperature, out=hard).exp_()
             hard_total = hard.sum(dim=1, keepdim=True)
 
         divergence, agreed = torch.zeros_like(total), torch.zeros_like(total)

@@ -71,18 +71,23 @@ class FewImages(Dataset):
 
 
 class FirstSteps:
-    """The first batches of another sampler's epoch: random numbers out of all images, but not all of them."""
+    """The first batches of another sampler's epoch: random numbers out of all images, but not all of them.
+
+    They are drawn beforehand: real training draws an epoch's order once in thousands of steps, not in a few.
+    """
 
     def __init__(self, batches: TrainBatchSampler, steps: int) -> None:
-        self.batches = batches
+        self.keys = list(islice(batches, steps))
         self.step_sizes = batches.step_sizes[:steps]
-        self.set_epoch = batches.set_epoch
 
     def __len__(self) -> int:
-        return len(self.step_sizes)
+        return len(self.keys)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Every epoch has the same batches."""
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        return islice(self.batches, len(self))
+        return iter(self.keys)
 
 
 def write_store(folder: Path, images: int) -> Store:

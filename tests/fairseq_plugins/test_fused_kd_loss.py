@@ -135,7 +135,7 @@ def small_pieces(monkeypatch):
 
 
 @pytest.mark.parametrize("form", FORMS)
-@pytest.mark.parametrize(("temperature", "weight"), [(1.0, 0.9), (2.0, 0.7), (3.3, 1.0), (2.0, 0.0)])
+@pytest.mark.parametrize(("temperature", "weight"), [(1.0, 0.9), (2.0, 0.7), (3.0, 0.8), (3.3, 1.0), (2.0, 0.0)])
 def test_equals_the_dense_definition(form, temperature, weight):
     assert_same(problem([form], temperature=temperature, kd_weight=weight))
 
