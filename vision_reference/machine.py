@@ -1,6 +1,7 @@
 """Where a run computes, how precisely, and in which memory layout."""
 
 import argparse
+import ctypes
 import platform
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -35,6 +36,8 @@ def choose_machine(args: argparse.Namespace) -> Machine:
     rank = distributed.start(device, args.dist_url)
     if device.type == "cuda":
         device = torch.device("cuda", rank.local_rank)
+    if device.type == "cpu":
+        keep_freed_memory()
     if args.device != device.type:
         rank.say("note: no GPU found, running on the CPU")
     has_bf16 = device.type == "cpu" or torch.cuda.is_bf16_supported()
@@ -51,6 +54,19 @@ def choose_machine(args: argparse.Namespace) -> Machine:
         amp_dtype=amp_dtype,
         autocast=partial(torch.autocast, device.type, dtype=amp_dtype, enabled=args.amp),
     )
+
+
+def keep_freed_memory() -> None:
+    """Have the C library keep freed blocks of any size for the next step; does nothing where it is not glibc.
+
+    glibc maps big blocks anew each time and returns them at every free, so that on a CPU each step pays for the page
+    faults of all its activations and gradients.
+    """
+    trim_threshold, most_maps = -1, -4  # numbers of mallopt(3)
+    if platform.libc_ver()[0] == "glibc":
+        mallopt = ctypes.CDLL(None).mallopt
+        mallopt(most_maps, 0)
+        mallopt(trim_threshold, 2**31 - 1)
 
 
 def multiplies_bf16_fast() -> bool:

@@ -16,7 +16,7 @@ from parallel_text import Row, clean
 SOURCE = "en"
 TARGETS = ("de", "ru")
 PAIRS = tuple(LangPair(SOURCE, target) for target in TARGETS)
-PHRASES = 24_000
+PHRASES = 22_000
 HELD_OUT = 1_000  # phrases for each of validation and test
 SEED = 20220717
 
