@@ -35,7 +35,7 @@ SETTINGS = {
     "MAX_TOKENS": "512",
 }
 EXPERT_EPOCHS, STUDENT_EPOCHS = "3", "2"
-STUDENT_UPDATES = "1200"  # within the second epoch: enough to see what is learnt, and four minutes are over
+STUDENT_UPDATES = "1200"  # a part of the second epoch: with all of it the demo would take five minutes
 
 
 def script(name: str, *arguments: str, **variables: object) -> list[list[str]]:
