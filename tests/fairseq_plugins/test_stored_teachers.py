@@ -214,7 +214,7 @@ def test_mistakes_on_the_command_line_are_one_line(toy, stores, setup, tmp_path)
         "--truncate-source": student(toy, *de, "--truncate-source"),
         "give one folder": [both, *student(toy, *de)[1:]],
         "are of en-de, not en-ru": student(toy, "--teacher-outputs", f"en-ru={stores['de']}"),
-        "write PAIR=DIR": student(toy, "--teacher-outputs", stores["de"]),
+        "write PAIR=PATH": student(toy, "--teacher-outputs", stores["de"]),
         "names en-xx, which is not among": student(toy, "--teacher-outputs", "en-xx=out"),
         "names en-de twice": student(toy, "--teacher-outputs", "en-de=a,en-de=b"),
         "no stored teacher outputs in nowhere": bilingual(toy, "--teacher-outputs", "nowhere"),
