@@ -44,7 +44,7 @@ from vision_reference.arguments import parse_args as parse_training_flags
 from vision_reference.distillation import Teacher, kd_divergence
 from vision_reference.errors import run_command
 from vision_reference.learner import build_learner
-from vision_reference.loaders import SoftLabelLoader, TorchvisionLoader
+from vision_reference.loaders import SoftLabelLoader, TeacherLoader, TorchvisionLoader
 from vision_reference.machine import choose_machine
 from vision_reference.models import build_model
 from vision_reference.presets import PRESETS, Normalize
@@ -130,12 +130,12 @@ def turns(setting: Setting, student: str, store: Store, device: str, amp: bool) 
     def network(name: str) -> torch.nn.Module:
         return build_model(name, CLASSES).to(machine.device, memory_format=layout)
 
-    def epoch(flags: argparse.Namespace, teacher: Teacher | None, images: object) -> Callable[[], None]:
+    def epoch(flags: argparse.Namespace, images: object) -> Callable[[], None]:
         learner = build_learner(network(student), flags, machine.rank, machine.device, machine.amp_dtype)
 
         def turn() -> None:
             with contextlib.redirect_stdout(io.StringIO()):  # the progress lines are made, but would spoil the bar
-                train_one_epoch(learner, teacher, images, machine, flags, epoch=0)
+                train_one_epoch(learner, images, machine, flags, epoch=0)
 
         return turn
 
@@ -155,9 +155,9 @@ def turns(setting: Setting, student: str, store: Store, device: str, amp: bool) 
 
     soft_labels = SoftLabels([store], TEMPERATURE, "uniform")
     return {
-        "plain": epoch(args, None, loader()),
-        "stored": epoch(taught, None, SoftLabelLoader(loader(), soft_labels)),
-        "online": epoch(taught, teacher, loader()),
+        "plain": epoch(args, loader()),
+        "stored": epoch(taught, SoftLabelLoader(loader(), soft_labels)),
+        "online": epoch(taught, TeacherLoader(loader(), teacher)),
         "floor": floor,
     }
 

@@ -44,7 +44,7 @@ from vision_reference.arguments import parse_args as parse_training_flags
 from vision_reference.distillation import Teacher, kd_divergence
 from vision_reference.errors import run_command
 from vision_reference.learner import build_learner
-from vision_reference.loaders import TorchvisionLoader
+from vision_reference.loaders import TeacherLoader, TorchvisionLoader
 from vision_reference.machine import choose_machine
 from vision_reference.models import build_model
 from vision_reference.presets import PRESETS, Normalize
@@ -125,11 +125,11 @@ def turns(setting: Setting, device: str, amp: bool) -> dict[str, Callable[[], ob
 
     frozen = Teacher(teacher(fast), machine.device, fast, machine.autocast)
     learner = build_learner(student(fast), args, machine.rank, machine.device, machine.amp_dtype)
-    own_loader = loader(fast)
+    own_loader = TeacherLoader(loader(fast), frozen)
 
     def ours() -> None:
         with contextlib.redirect_stdout(io.StringIO()):  # the progress lines are made, but would spoil the bar
-            train_one_epoch(learner, frozen, own_loader, machine, args, epoch=0)
+            train_one_epoch(learner, own_loader, machine, args, epoch=0)
 
     bare, ready_batches = student(fast), list(loader(fast))
     bare_optimizer = torch.optim.SGD(bare.parameters(), **sgd)

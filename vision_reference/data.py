@@ -12,7 +12,7 @@ from vision_reference.dali_loader import DaliLoader, EvaluationView, StoredView,
 from vision_reference.datasets import ImageDataset, Sample, check_same_classes, image_folder, read_image, read_pixels
 from vision_reference.distributed import Rank
 from vision_reference.errors import UserError
-from vision_reference.loaders import MixingLoader, SoftLabelLoader, TorchvisionLoader, usable_workers
+from vision_reference.loaders import MixingLoader, SoftLabelLoader, TeacherLoader, TorchvisionLoader, usable_workers
 from vision_reference.models import find_weights
 from vision_reference.presets import PRESETS, Normalize, evaluation_pipeline, training_pipeline
 from vision_reference.readable import readable_samples, report
@@ -20,7 +20,7 @@ from vision_reference.samplers import EvalBatchSampler, TrainBatchSampler
 from vision_reference.soft_labels import SoftLabels, open_soft_labels
 from vision_reference.views import DaliViewLoader, KeyBatchSampler, ViewBatchSampler, ViewDataset
 
-Loader = TorchvisionLoader | DaliLoader | MixingLoader | SoftLabelLoader
+Loader = TorchvisionLoader | DaliLoader | MixingLoader | SoftLabelLoader | TeacherLoader
 
 
 def build_loaders(

@@ -116,6 +116,7 @@ class Teacher:
         *,
         compile: bool = False,
     ) -> None:
+        self.device = device
         folded = fold_batch_norms(model.requires_grad_(False).eval())
         self.model = folded.requires_grad_(False).to(device, memory_format=memory_format)
         with autocast():

@@ -1,6 +1,6 @@
 """Batches as the training loop takes them: (images, labels) on the device, in the model's memory layout, normalized.
 
-Where a teacher's answers are stored, its logits come third.
+Where there is a teacher, running along or stored, its logits come third.
 
 A loader has ``len()`` (batches of this process), ``set_epoch(epoch)``, ``step_sizes`` (images per step, summed over
 processes; training only) and can be iterated once per epoch.
@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import v2
 
 from vision_reference.datasets import seeded
+from vision_reference.distillation import Teacher
 from vision_reference.presets import Normalize
 from vision_reference.samplers import EvalBatchSampler, TrainBatchSampler, combine_seeds
 from vision_reference.soft_labels import SoftLabels
@@ -154,6 +155,51 @@ class SoftLabelLoader:
             if images.device.type == "cuda":
                 logits = logits.pin_memory()
             yield images, labels, logits.to(images.device, non_blocking=True)
+
+
+class TeacherLoader:
+    """Another loader's batches with what a teacher answers: (images, labels, logits (B, K)).
+
+    On a GPU the next batch travels there and is answered while the student works on this one.
+
+    Args:
+        loader: yields (images, labels), as the teacher is to see them.
+        teacher: on the device of the images.
+    """
+
+    def __init__(self, loader: TorchvisionLoader | MixingLoader, teacher: Teacher) -> None:
+        self.loader = loader
+        self.teacher = teacher
+        self.step_sizes = loader.step_sizes
+
+    def __len__(self) -> int:
+        return len(self.loader)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch of the next iteration."""
+        self.loader.set_epoch(epoch)
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        answered = ((images, labels, self.teacher(images)) for images, labels in self.loader)
+        return _made_ahead(answered, self.teacher.device) if self.teacher.device.type == "cuda" else answered
+
+
+def _made_ahead(batches: Iterator[tuple[Tensor, ...]], device: torch.device) -> Iterator[tuple[Tensor, ...]]:
+    """The same batches, each made on a CUDA stream of its own beside the caller's work on the batch before."""
+    side = torch.cuda.Stream(device)
+
+    def make() -> tuple[Tensor, ...] | None:
+        # After the caller's steps queued so far: what they read may be overwritten then, and no more than two batches
+        # are ever there, however far the Python side is ahead of the GPU.
+        side.wait_stream(torch.cuda.current_stream(device))
+        with torch.cuda.stream(side):
+            return next(batches, None)
+
+    following = make()
+    while (batch := following) is not None:
+        torch.cuda.current_stream(device).wait_stream(side)
+        following = make()
+        yield batch
 
 
 def usable_workers(asked: int) -> int:

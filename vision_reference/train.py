@@ -34,6 +34,7 @@ from vision_reference.errors import UserError, run_command
 from vision_reference.files import atomic_copy
 from vision_reference.heads import check_input_sizes
 from vision_reference.learner import Learner, build_learner
+from vision_reference.loaders import TeacherLoader
 from vision_reference.machine import Machine, choose_machine
 from vision_reference.metrics import MetricsFile, ProgressLine, TrainingAverages, correct_in_top
 from vision_reference.models import build_filled, read_state
@@ -41,9 +42,9 @@ from vision_reference.samplers import combine_seeds
 
 
 def train_one_epoch(
-    learner: Learner, teacher: Teacher | None, loader: Loader, machine: Machine, args: argparse.Namespace, epoch: int
+    learner: Learner, loader: Loader, machine: Machine, args: argparse.Namespace, epoch: int
 ) -> dict[str, float]:
-    """One pass over the training data.
+    """One pass over the training data; where ``loader`` brings a teacher's answers, the student learns from these.
 
     Returns:
         Averages over the epoch and all processes: loss, kd, ce, acc1 (percent); and images_per_second.
@@ -54,15 +55,14 @@ def train_one_epoch(
     averages = TrainingAverages(machine.device)
     progress = ProgressLine(epoch, args.epochs, len(loader), args.print_freq)
     shown, images_seen, taught = averages.sums.clone(), 0, bool(args.teacher or args.soft_labels)
-    for step, (images, targets, *stored) in enumerate(loader):
+    for step, (images, targets, *answers) in enumerate(loader):
         learner.schedule.step_to(epoch, step, len(loader))
         with machine.autocast():
             logits = student(images)
-            teacher_logits = stored[0] if stored else teacher(images) if teacher else None
             losses = distillation_loss(
                 logits,
                 targets,
-                teacher_logits,
+                answers[0] if answers else None,
                 temperature=args.kd_temperature,
                 kd_weight=args.kd_weight,
                 label_smoothing=args.label_smoothing,
@@ -163,12 +163,12 @@ def main(args: argparse.Namespace) -> None:
         rank.say(f"Test: loss {result['loss']:.4f}  Acc@1 {result['acc1']:.3f}  Acc@5 {result['acc5']:.3f}")
         return
 
-    teacher = None
     if args.teacher:
         state = read_state(args.teacher_weights, args.teacher)
         network = build_filled(args.teacher, num_classes, state, args.teacher_weights, new_head=False)
         check_input_sizes("teacher", args.teacher, network, sizes)
         teacher = Teacher(network, machine.device, machine.memory_format, machine.autocast, compile=args.compile)
+        train_loader = TeacherLoader(train_loader, teacher)
     learner = build_learner(model, args, rank, machine.device, machine.amp_dtype)
     # Processes draw differently (dropout, stochastic depth); a resumed one goes on where it stopped.
     torch.manual_seed(combine_seeds(args.seed, rank.rank))
@@ -190,7 +190,7 @@ def main(args: argparse.Namespace) -> None:
     metrics = MetricsFile(output / "metrics.jsonl", start_epoch) if rank.is_main else None
     for epoch in range(start_epoch, args.epochs):
         began = time.perf_counter()
-        trained = train_one_epoch(learner, teacher, train_loader, machine, args, epoch)
+        trained = train_one_epoch(learner, train_loader, machine, args, epoch)
         if not math.isfinite(trained["loss"]):
             raise UserError(f"the loss is {trained['loss']} in epoch {epoch}; lower --lr or set --clip-grad-norm")
         val = evaluate(learner.network, val_loader, machine, args.label_smoothing)

@@ -21,7 +21,7 @@ from vision_reference.datasets import ImageDataset, image_folder
 from vision_reference.distillation import Teacher
 from vision_reference.distributed import Rank
 from vision_reference.learner import build_learner
-from vision_reference.loaders import MixingLoader, TorchvisionLoader
+from vision_reference.loaders import MixingLoader, TeacherLoader, TorchvisionLoader
 from vision_reference.machine import Machine
 from vision_reference.presets import PRESETS, Normalize, training_pipeline
 from vision_reference.samplers import EvalBatchSampler, TrainBatchSampler
@@ -91,9 +91,10 @@ def test_training_equals_a_plain_pytorch_loop_step_by_step(few_digits, flags):
     args = parse_args(["--epochs", "2", "--lr", "0.05", "--wd", "1e-3", "--label-smoothing", "0.1", *flags.split()])
     student = smooth_network(0)
     teacher_network = smooth_network(9) if args.teacher else None
-    teacher = Teacher(teacher_network, CPU, torch.contiguous_format, nullcontext) if args.teacher else None
     learner = build_learner(student, args, PLAIN.rank, CPU, torch.bfloat16)
     loader = InFloat64(loader_of(few_digits, 16, train=True))
+    teacher = Teacher(teacher_network, CPU, torch.contiguous_format, nullcontext) if args.teacher else None
+    taught = TeacherLoader(loader, teacher) if teacher else loader
 
     plain = smooth_network(0).train()
     optimizer = torch.optim.SGD(plain.parameters(), 0.05, momentum=0.9, weight_decay=1e-3)
@@ -113,7 +114,7 @@ def test_training_equals_a_plain_pytorch_loop_step_by_step(few_digits, flags):
             optimizer.step()
             expected_loss += loss.item() * len(images)
             images_seen += len(images)
-        figures = train_one_epoch(learner, teacher, loader, PLAIN, args, epoch)
+        figures = train_one_epoch(learner, taught, PLAIN, args, epoch)
         assert images_seen == 83
         assert figures["loss"] == pytest.approx(expected_loss / 83, rel=1e-9)
         for (name, ours), theirs in zip(student.named_parameters(), plain.parameters(), strict=True):
@@ -353,7 +354,7 @@ def test_fp16_training_scales_its_gradients_and_clips_them_unscaled(few_digits):
     learner = build_learner(network, args, Rank(), CPU, torch.float16)
     assert learner.scaler.is_enabled()
     loader = loader_of(few_digits, 83, train=True)
-    train_one_epoch(learner, None, loader, PLAIN, args, 0)
+    train_one_epoch(learner, loader, PLAIN, args, 0)
     moved = torch.cat([(network[1].weight - before).flatten(), network[1].bias.detach() * 0]).norm().item()
     assert 0 < moved <= 0.001 * 1.01  # one step of rate 1: the clipped gradient itself
 
