@@ -6,6 +6,9 @@ The folder holds one folder of images per class. Rows: JPEG decoding alone (no c
 torchvision's recipe (PIL, normalized in the workers); our torchvision loader with PIL and with tensors; a bare DALI
 pipeline (DALI's own reader and random crop, through its own PyTorch iterator); our DALI loader; the last two on the CPU
 and, where there is one, on the GPU. All but the first give 224x224 training batches.
+
+Rates are those of the middle of a round: loaders work ahead, so that the first batches may be there before the clock
+starts, and the last ones are followed by nothing or by the next round's. Freed memory is kept, as by train.py on CPUs.
 """
 
 import argparse
@@ -24,15 +27,18 @@ from torch.utils.data import DataLoader
 from torchvision import io, transforms
 from tqdm import tqdm
 
-from vision_reference.dali_loader import DaliLoader, TrainingView, load_dali
+from vision_reference.dali_loader import DaliLoader, load_dali
+from vision_reference.dali_views import TrainingView
 from vision_reference.datasets import ImageDataset, Sample, image_folder, read_image, read_pixels
 from vision_reference.errors import UserError, run_command
 from vision_reference.loaders import TorchvisionLoader, usable_workers
+from vision_reference.machine import keep_freed_memory
 from vision_reference.presets import PRESETS, Normalize, training_pipeline
 from vision_reference.samplers import TrainBatchSampler
 
 PRESET = PRESETS["imagenet"]
 SIDE = 224
+MARGIN = 4  # batches at both ends of a round that are not counted: as many as any way has under way
 
 
 def decoding(samples: list[Sample], workers: int) -> Iterable[int]:
@@ -188,7 +194,30 @@ RATIOS = [
 ]
 
 
-def measure(makers: dict[str, Callable[[], Iterable[int]]], rounds: int) -> dict[str, list[float]]:
+def steady_rate(batches: Iterable[int], margin: int) -> float:
+    """Images per second from image number ``margin`` to the one so many before the last.
+
+    Args:
+        batches: sizes of the batches as they come; more than ``2 * margin`` images in all.
+    """
+    seen, images = [], 0
+    for size in batches:
+        images += size
+        seen.append((images, time.perf_counter()))
+    middle = [(count, moment) for count, moment in seen if margin <= count <= images - margin]
+    (first, began), (last, ended) = middle[0], middle[-1]
+    return (last - first) / (ended - began)
+
+
+def wait_until_idle() -> None:
+    """Wait until the threads of this process have stopped working ahead."""
+    spent = -1.0
+    while time.process_time() - spent > 0.005:
+        spent = time.process_time()
+        time.sleep(0.1)
+
+
+def measure(makers: dict[str, Callable[[], Iterable[int]]], rounds: int, batch: int) -> dict[str, list[float]]:
     """Images per second of each way in each round; a first round that is not counted warms up caches and workers."""
     # Each is made when its turn comes: torchvision's worker processes must be forked before DALI has threads.
     made: dict[str, Iterable[int]] = {}
@@ -198,12 +227,10 @@ def measure(makers: dict[str, Callable[[], Iterable[int]]], rounds: int) -> dict
             for name, make in makers.items():
                 bar.set_description(name)
                 batches = made[name] if name in made else made.setdefault(name, make())
-                began = time.perf_counter()
-                images = sum(batches)
-                if torch.cuda.is_available():
-                    torch.cuda.synchronize()
+                wait_until_idle()
+                rate = steady_rate(batches, MARGIN * batch)
                 if number:
-                    rates[name].append(images / (time.perf_counter() - began))
+                    rates[name].append(rate)
                 bar.update()
     return rates
 
@@ -241,17 +268,20 @@ def main() -> None:
     parser.add_argument("--data-path", type=Path, required=True, help="folder with one folder of images per class")
     parser.add_argument("--batch-size", type=int, default=64, help="images per batch (default: %(default)s)")
     parser.add_argument("--workers", type=int, default=16, help="processes or threads, at most the cores there are")
-    parser.add_argument("--images", type=int, default=1000, help="images per round; fewer files are gone through again")
+    parser.add_argument("--images", type=int, default=2000, help="images per round; fewer files are gone through again")
     parser.add_argument("--rounds", type=int, default=5, help="counted rounds of each way (default: %(default)s)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write setting, measurements and summary here")
     args = parser.parse_args()
     if min(args.batch_size, args.images, args.rounds) < 1:
         raise UserError("--batch-size, --images and --rounds must be at least 1")
+    if args.images < (least := (2 * MARGIN + 2) * args.batch_size):
+        raise UserError(f"--images {args.images} is too few for batches of {args.batch_size}; give at least {least}")
+    keep_freed_memory()
     samples, _ = image_folder(args.data_path)
     samples = (samples * -(-args.images // len(samples)))[: args.images]
     workers = usable_workers(max(1, args.workers))
     print(f"{len(samples)} images a round, batches of {args.batch_size}, {workers} workers\n", flush=True)
-    rates = measure(ways(samples, args.batch_size, workers), args.rounds)
+    rates = measure(ways(samples, args.batch_size, workers), args.rounds, args.batch_size)
     summary = summarize(rates)
     print(report(summary))
     if args.json:

@@ -63,7 +63,8 @@ class FewImages(Dataset):
 
     def __init__(self, setting: Setting) -> None:
         count = setting.steps * setting.batch_size
-        self.images = torch.randint(256, (count, 3, setting.image_size, setting.image_size), dtype=torch.uint8)
+        self.images = torch.randint(256, (count, setting.image_size, setting.image_size, 3), dtype=torch.uint8)
+        self.images = self.images.permute(0, 3, 1, 2)  # as decoders leave them
 
     def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, int]:
         index, _ = key

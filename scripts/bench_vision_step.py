@@ -74,7 +74,8 @@ class ImagesInMemory(Dataset):
 
     def __init__(self, setting: Setting) -> None:
         count = setting.steps * setting.batch_size
-        self.images = torch.randint(256, (count, 3, setting.image_size, setting.image_size), dtype=torch.uint8)
+        self.images = torch.randint(256, (count, setting.image_size, setting.image_size, 3), dtype=torch.uint8)
+        self.images = self.images.permute(0, 3, 1, 2)  # as decoders leave them
         self.labels = torch.randint(CLASSES, (count,))
 
     def __len__(self) -> int:

@@ -1,19 +1,24 @@
 #!/usr/bin/env bash
 # Makes .venv (Python 3.10) with everything this project needs and installs the project into it in editable form.
-#   bash scripts/setup.sh             everything, DALI included (6.5 GB on disk)
-#   bash scripts/setup.sh --no-dali   without NVIDIA DALI (1 GB less)
+#   bash scripts/setup.sh                  everything, DALI 1.34.0 included (6.5 GB on disk)
+#   bash scripts/setup.sh --dali-cuda120   with DALI 2.4.0, built for CUDA 12, instead
+#   bash scripts/setup.sh --no-dali        without NVIDIA DALI (1 GB less)
+# The choice holds for later runs without a flag (--dali takes it back), so demo.sh and test.sh leave it as it is.
 # Versions and hashes are locked in requirements*.txt. A second run finds nothing to do and says so.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
-files=(requirements.txt requirements-dali.txt)
+choice=.venv/.dali
+dali=$(cat "$choice" 2>/dev/null || echo dali)
 for argument in "$@"; do
     case "$argument" in
-        --no-dali) files=(requirements.txt) ;;
-        -h | --help) sed -n '2,5s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"; exit 0 ;;
-        *) echo "setup: unknown argument '$argument'; allowed: --no-dali, --help" >&2; exit 2 ;;
+        --dali | --dali-cuda120 | --no-dali) dali=${argument#--} ;;
+        -h | --help) sed -n '2,7s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"; exit 0 ;;
+        *) echo "setup: unknown argument '$argument'; allowed: --dali, --dali-cuda120, --no-dali, --help" >&2; exit 2 ;;
     esac
 done
+files=(requirements.txt)
+[ "$dali" = no-dali ] || files+=("requirements-$dali.txt")
 
 # The stamp names what was installed; it is written last, so an interrupted set-up is never taken for a whole one.
 stamp=.venv/.installed
@@ -39,5 +44,6 @@ echo "setup: installing the locked packages (several GB the first time)"
 VIRTUAL_ENV=$PWD/.venv "$UV" pip sync --require-hashes "${files[@]}"
 # --no-deps: every dependency is in the lock already.
 VIRTUAL_ENV=$PWD/.venv "$UV" pip install --quiet --no-deps --editable .
+echo "$dali" > "$choice"
 printf '%s\n' "$wanted" > "$stamp"
 echo "setup: done; activate it with: source .venv/bin/activate"

@@ -1,12 +1,11 @@
 """The same batches as ``loaders.TorchvisionLoader``, decoded and augmented by NVIDIA DALI on the CPU or the GPU.
 
-Order, seeds and split over processes come from the same samplers. What is random is computed here from each sample's
-seed (``random_geometry``) and only executed by DALI, so that the pixels are a function of (run's seed, epoch, image)
-and neither of the number of processes nor of where a run was resumed. Crops are those of the same distribution as
+Order, seeds and split over processes come from the same samplers. What is random is computed from each sample's seed
+(``dali_views``) and only executed by DALI or torch, so that the pixels are a function of (run's seed, epoch, image) and
+neither of the number of processes nor of where a run was resumed. Crops are those of the same distribution as
 torchvision's, not the very same ones; evaluation shows the same pixels to rounding.
 """
 
-import sys
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -16,12 +15,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from vision_reference.dali_views import EvaluationView, TrainingView
 from vision_reference.datasets import Sample, read_image
 from vision_reference.errors import UserError
 from vision_reference.image_files import read_encoded
-from vision_reference.presets import Preset
-from vision_reference.random_geometry import centre_crop, movements, random_crops, uniform_numbers
-from vision_reference.samplers import EvalBatchSampler, TrainBatchSampler, combine_seeds
+from vision_reference.presets import Normalize
+from vision_reference.samplers import EvalBatchSampler, TrainBatchSampler
 
 _READ_AHEAD = 2  # batches whose files are being read while DALI works on the ones before
 _QUEUE = 2  # batches that DALI keeps ready
@@ -37,147 +36,27 @@ def load_dali():
         import nvidia.dali.plugin.pytorch
     except ImportError:
         raise UserError(
-            "--loader dali needs NVIDIA DALI: run scripts/setup.sh without --no-dali, or install "
+            "--loader dali needs NVIDIA DALI: run scripts/setup.sh --dali, or install "
             "nvidia-dali-cuda110==1.34.0 or nvidia-dali-cuda120 with pip; or use --loader torchvision"
         ) from None
     return nvidia.dali
 
 
 @dataclass(frozen=True)
-class TrainingView:
-    """A preset's random augmentation as DALI does it; ``crop_size`` is the side of the result in pixels."""
+class Batch:
+    """A batch on its way through DALI.
 
-    preset: Preset
-    crop_size: int
-    interpolation: str = "bilinear"
-
-    def arguments(self, sizes: np.ndarray, seeds: np.ndarray, indices: np.ndarray) -> dict[str, np.ndarray]:
-        """What DALI is told about each sample: {name: (B, ...)}.
-
-        Args:
-            sizes: (B, 2) heights and widths in pixels.
-            seeds: (B,) uint64.
-            indices: (B,) numbers of the samples; they make no difference here.
-        """
-        preset, values = self.preset, {}
-        # One stream of random numbers per purpose, so that no two choices move together.
-        crop_seeds, move_seeds, choice_seeds = (_stream(seeds, number) for number in range(3))
-        if preset.crop_scale:
-            values["start"], values["shape"] = random_crops(crop_seeds, sizes, preset.crop_scale, preset.crop_ratio)
-        if preset.rotation or preset.shift:
-            values["move"] = movements(move_seeds, self.crop_size, preset.rotation, preset.shift)
-        mirror, grey, bright, contrast = uniform_numbers(choice_seeds, 4).T
-        if preset.mirror:
-            values["mirror"] = (mirror < 0.5).astype(np.int32)
-        if preset.grayscale:
-            values["saturation"] = (grey >= preset.grayscale).astype(np.float32)
-        if preset.brightness or preset.contrast:
-            values["brightness"] = (1 + preset.brightness * (2 * bright - 1)).astype(np.float32)
-            values["contrast"] = (1 + preset.contrast * (2 * contrast - 1)).astype(np.float32)
-        return values
-
-    def pixels(self, dali, encoded, values: dict, decoder: str, to_device):
-        """DALI's graph from encoded images to pixels (0..255) of ``crop_size``, mirrored later, while normalizing."""
-        fn, types = dali.fn, dali.types
-        if "start" in values:
-            crop = {"start": values["start"], "shape": values["shape"], "axes": [0, 1]}
-            images = fn.decoders.image_slice(encoded, device=decoder, **crop, **_as_stored(fn.decoders.image_slice))
-        else:
-            images = fn.decoders.image(encoded, device=decoder, **_as_stored(fn.decoders.image))
-        images = fn.resize(images, size=[self.crop_size] * 2, **_filter(types, self.interpolation))
-        images = to_device(images)
-        if "move" in values:
-            images = fn.warp_affine(images, matrix=values["move"], fill_value=0, interp_type=types.INTERP_LINEAR)
-        if "saturation" in values:
-            images = fn.hsv(images, saturation=values["saturation"])
-        if "brightness" in values:
-            # torchvision's contrast turns about the mean grey of each image. Arithmetic, because DALI's own operator
-            # takes no pivot from the GPU.
-            grey = fn.color_space_conversion(images, image_type=types.RGB, output_type=types.GRAY)
-            pivot, bright, contrast = (
-                fn.reductions.mean(grey),
-                *map(to_device, (values["brightness"], values["contrast"])),
-            )
-            images = dali.math.clamp(bright * (pivot + contrast * (images - pivot)), 0.0, 255.0)
-        return images
-
-
-@dataclass(frozen=True)
-class StoredView(TrainingView):
-    """A training view whose crop and flip are those that a teacher saw; all further choices follow from the seed.
-
-    Boxes that were drawn by torchvision can thus be decoded here, as regions of interest; pixels then differ by
-    rounding in decoder and filter (on smooth images by two grey levels at most and a fifth of one in the mean).
-
-    Args:
-        views: (M, N) records ``seed``, ``box``, ``flip`` of N samples.
+    Attributes:
+        keys: B pairs (index, seed).
+        sizes: (B, 2) heights and widths of the files' images in pixels.
+        values: what the view chose for each, see ``TrainingView.arguments``.
+        inputs: what DALI reads without a copy of its own, kept alive here.
     """
 
-    views: np.ndarray = None
-
-    def arguments(self, sizes: np.ndarray, seeds: np.ndarray, indices: np.ndarray) -> dict[str, np.ndarray]:
-        """As ``TrainingView.arguments``, crop and flip from the stored view that has the seed."""
-        values = super().arguments(sizes, seeds, indices)
-        number = (self.views["seed"][:, indices] == seeds).argmax(axis=0)
-        stored = self.views[number, indices]
-        if "start" in values:
-            values["start"], values["shape"] = stored["box"][:, :2].copy(), stored["box"][:, 2:].copy()
-        if "mirror" in values:
-            values["mirror"] = stored["flip"].astype(np.int32)
-        return values
-
-
-@dataclass(frozen=True)
-class EvaluationView:
-    """Shorter side to ``resize_size``, centre crop of ``crop_size``, rounded as torchvision rounds.
-
-    Raises:
-        UserError: the crop is larger than the resized image.
-    """
-
-    resize_size: int
-    crop_size: int
-    interpolation: str = "bilinear"
-
-    def __post_init__(self) -> None:
-        if self.crop_size > self.resize_size:
-            raise UserError(
-                f"--loader dali does not pad: --val-crop-size {self.crop_size} must not exceed "
-                f"--val-resize-size {self.resize_size}"
-            )
-
-    def arguments(self, sizes: np.ndarray, seeds: np.ndarray, indices: np.ndarray) -> dict[str, np.ndarray]:
-        """As ``TrainingView.arguments``; nothing is random."""
-        start, end = centre_crop(sizes, self.resize_size, self.crop_size)
-        return {"start": start, "end": end}
-
-    def pixels(self, dali, encoded, values: dict, decoder: str, to_device):
-        """DALI's graph from encoded images to pixels (0..255) of ``crop_size``; only these are computed."""
-        fn, types = dali.fn, dali.types
-        images = fn.decoders.image(encoded, device=decoder, **_as_stored(fn.decoders.image))
-        region = {"roi_start": values["start"], "roi_end": values["end"]}
-        images = fn.resize(images, size=[self.crop_size] * 2, **region, **_filter(types, self.interpolation))
-        return to_device(images)
-
-
-class _Arrays:
-    """Float arrays for batches, used again once the tensors made from them are gone.
-
-    Fresh memory of this size costs more in page faults than the copy itself: a fifth of the loader's time.
-    """
-
-    def __init__(self) -> None:
-        self._arrays: list[np.ndarray] = []
-
-    def take(self, shape: tuple[int, ...]) -> np.ndarray:
-        """An array of ``shape`` that nobody else uses."""
-        for array in self._arrays:
-            # The list, the loop variable and the call itself; a tensor on this memory would be one more.
-            if array.shape == shape and sys.getrefcount(array) == 3:
-                return array
-        self._arrays = [array for array in self._arrays if array.shape == shape]
-        self._arrays.append(np.empty(shape, np.float32))
-        return self._arrays[-1]
+    keys: list[tuple[int, int]]
+    sizes: np.ndarray
+    values: dict[str, np.ndarray]
+    inputs: list
 
 
 class DaliLoader:
@@ -187,10 +66,12 @@ class DaliLoader:
         samples: (path, label) pairs.
         batches: which samples a step of this process holds, and their seeds.
         view: what is shown of an image.
-        threads: that read files and decode on the CPU.
+        threads: that read files, decode and resize on the CPU.
         mean, std: per channel, of pixels scaled to 0..1.
         device, memory_format: of the images handed out.
         decode_on: "cpu", or "gpu" for DALI's decoder on ``device``.
+        finish_with: "torch", or "dali" for its graph; None: torch where images are decoded on the CPU and the view
+            allows it.
 
     Raises:
         UserError: DALI is not installed, or ``decode_on`` is "gpu" without a GPU; while iterating: a file that cannot
@@ -209,6 +90,7 @@ class DaliLoader:
         device: torch.device,
         memory_format: torch.memory_format,
         decode_on: str,
+        finish_with: str | None = None,
     ) -> None:
         if decode_on == "gpu" and device.type != "cuda":
             raise UserError("--dali-device gpu needs a GPU to train on; use --dali-device cpu")
@@ -218,13 +100,15 @@ class DaliLoader:
         self.view = view
         self.threads = max(1, threads)
         self.mean, self.std = mean, std
+        self.normalize = Normalize(mean, std, device)
         self.device = device
         self.memory_format = memory_format
         self.decode_on = decode_on
-        self._arrays = _Arrays()
+        in_dali = decode_on == "gpu" or view.needs_dali_after_decoding
+        self.finish_with = finish_with or ("dali" if in_dali else "torch")
         self._pipeline = None
         self._files: Iterator[list] = iter(())
-        self._in_flight: deque[tuple[list[tuple[int, int]], np.ndarray, list]] = deque()
+        self._in_flight: deque[Batch] = deque()
 
     def __len__(self) -> int:
         return len(self.batches)
@@ -250,19 +134,18 @@ class DaliLoader:
                     break
                 except RuntimeError as error:
                     raise self._explained(error) from error
-                keys, sizes, _ = self._in_flight.popleft()
-                yield self._to_torch(images), self.targets(keys, sizes).to(self.device, non_blocking=True)
+                batch = self._in_flight.popleft()
+                if self.finish_with == "torch":
+                    finished = self._finished(images, batch.values, readers)
+                else:
+                    finished = self._copied(images)
+                yield finished, self.targets(batch).to(self.device, non_blocking=True)
         pipeline.reset()
         self._pipeline = pipeline
 
-    def targets(self, keys: list[tuple[int, int]], sizes: np.ndarray) -> Tensor:
-        """What is handed out beside the images of a batch: the labels (B,).
-
-        Args:
-            keys: B pairs (index, seed).
-            sizes: (B, 2) heights and widths of the files' images in pixels.
-        """
-        return torch.tensor([self.samples[index][1] for index, _ in keys])
+    def targets(self, batch: Batch) -> Tensor:
+        """What is handed out beside the images of a batch: the labels (B,)."""
+        return torch.tensor([self.samples[index][1] for index, _ in batch.keys])
 
     def _read_ahead(self, readers: ThreadPoolExecutor) -> Iterator[list]:
         """Inputs of DALI's pipeline, batch by batch, the files of the next ones being read meanwhile."""
@@ -281,8 +164,10 @@ class DaliLoader:
         for start, job in enumerate(jobs):
             files[start :: self.threads] = job.result()
         sizes = np.array([size for _, size in files], dtype=np.int64)
-        inputs = [[data for data, _ in files], *self._arguments(keys, sizes).values()]
-        self._in_flight.append((keys, sizes, inputs))
+        values = self._arguments(keys, sizes)
+        names = self.view.decoder_arguments if self.finish_with == "torch" else values
+        inputs = [[data for data, _ in files], *(values[name] for name in names)]
+        self._in_flight.append(Batch(keys, sizes, values, inputs))
         return inputs
 
     def _arguments(self, keys: list[tuple[int, int]], sizes: np.ndarray) -> dict[str, np.ndarray]:
@@ -293,8 +178,10 @@ class DaliLoader:
         dali = load_dali()
         fn, types = dali.fn, dali.types
         on_gpu = self.device.type == "cuda"
-        # A batch of the first two indices tells the names; every batch has the same.
-        names = list(self._arguments([(0, 0), (0, 0)], np.full((2, 2), 512)))
+        decoder_names = self.view.decoder_arguments
+        # A batch of the first two indices tells all names; every batch has the same.
+        all_names = self._arguments([(0, 0), (0, 0)], np.full((2, 2), 512))
+        names = decoder_names if self.finish_with == "torch" else tuple(all_names)
         largest = max((len(keys) for keys in self.batches), default=1)
         pipeline = dali.Pipeline(
             batch_size=largest,
@@ -308,37 +195,58 @@ class DaliLoader:
                 source=lambda: next(self._files), num_outputs=1 + len(names), batch=True, no_copy=True
             )
             values = dict(zip(names, rest, strict=True))
-            decoder = "mixed" if self.decode_on == "gpu" else "cpu"
-            images = self.view.pixels(dali, encoded, values, decoder, lambda x: x.gpu() if on_gpu else x)
-            images = fn.crop_mirror_normalize(
-                images,
-                mirror=values.get("mirror", 0),
-                mean=[255 * part for part in self.mean],
-                std=[255 * part for part in self.std],
-                dtype=types.FLOAT,
-                output_layout="HWC" if self.memory_format == torch.channels_last else "CHW",
-            )
+            decoder, crop = fn.decoders.image, {}
+            if decoder_names:
+                decoder, crop = (
+                    fn.decoders.image_slice,
+                    {name: values[name] for name in decoder_names} | {"axes": [0, 1]},
+                )
+            place = "mixed" if self.decode_on == "gpu" else "cpu"
+            images = decoder(encoded, device=place, **crop, **_as_stored(decoder))
+            if self.finish_with == "dali":
+                images = self.view.pixels(dali, images, values, lambda x: x.gpu() if on_gpu else x)
+                images = fn.crop_mirror_normalize(
+                    images,
+                    mirror=values.get("mirror", 0),
+                    mean=[255 * part for part in self.mean],
+                    std=[255 * part for part in self.std],
+                    dtype=types.FLOAT,
+                    output_layout="HWC" if self.memory_format == torch.channels_last else "CHW",
+                )
             pipeline.set_outputs(images)
         pipeline.build()
         return pipeline
 
-    def _to_torch(self, images) -> Tensor:
-        """DALI's batch as a tensor (B, C, H, W) in memory that is not DALI's, which DALI would overwrite."""
+    def _finished(self, decoded, values: dict[str, np.ndarray], workers: ThreadPoolExecutor) -> Tensor:
+        """Batch (B, C, H, W) from DALI's list of decoded parts of images."""
+        side = self.view.crop_size
+        pixels = torch.empty(len(decoded), side, side, 3, dtype=torch.uint8, pin_memory=self.device.type == "cuda")
+        rows = pixels.numpy()  # the workers are not in this thread's inference mode, where there is one
+
+        def finish(start: int) -> None:
+            for place in range(start, len(decoded), self.threads):
+                part = torch.from_numpy(np.asarray(decoded[place])).permute(2, 0, 1)
+                chosen = {name: value[place] for name, value in values.items()}
+                rows[place] = self.view.finish(part, chosen).permute(1, 2, 0).numpy()
+
+        list(workers.map(finish, range(self.threads)))
+        images = pixels.permute(0, 3, 1, 2).to(self.device, non_blocking=True)
+        return self.normalize(images.contiguous(memory_format=self.memory_format))
+
+    def _copied(self, images) -> Tensor:
+        """DALI's finished batch as a tensor (B, C, H, W) in memory that is not DALI's, which DALI would overwrite."""
         batch = images.as_tensor()
         if self.device.type == "cuda":
             tensor = torch.empty(tuple(batch.shape()), dtype=torch.float32, device=self.device)
             load_dali().plugin.pytorch.feed_ndarray(batch, tensor, cuda_stream=torch.cuda.current_stream(self.device))
         else:
-            source = np.asarray(batch)
-            array = self._arrays.take(source.shape)
-            np.copyto(array, source)
-            tensor = torch.from_numpy(array)
+            tensor = torch.from_numpy(np.array(batch))
         return tensor.permute(0, 3, 1, 2) if self.memory_format == torch.channels_last else tensor
 
     def _explained(self, error: RuntimeError) -> UserError:
         """The user's mistake behind a failure of DALI: which file it was."""
-        for keys, *_ in self._in_flight:
-            for index, _ in keys:
+        for batch in self._in_flight:
+            for index, _ in batch.keys:
                 path = self.samples[index][0]
                 read_image(path)
                 if not _decodes(path):
@@ -362,16 +270,6 @@ def _decodes(path: str) -> bool:
     except RuntimeError:
         return False
     return True
-
-
-def _stream(seeds: np.ndarray, number: int) -> np.ndarray:
-    return seeds ^ np.uint64(combine_seeds(number))
-
-
-def _filter(types, interpolation: str) -> dict:
-    """Arguments of DALI's resize for torchvision's name of the filter (with antialiasing, as on images there)."""
-    names = {"bilinear": types.INTERP_LINEAR, "bicubic": types.INTERP_CUBIC, "nearest": types.INTERP_NN}
-    return {"interp_type": names[interpolation], "antialias": True}
 
 
 def _as_stored(decoder) -> dict[str, bool]:

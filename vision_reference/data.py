@@ -8,7 +8,8 @@ from pathlib import Path
 import torch
 
 from vision_reference.cub200 import cub200
-from vision_reference.dali_loader import DaliLoader, EvaluationView, StoredView, TrainingView
+from vision_reference.dali_loader import DaliLoader
+from vision_reference.dali_views import EvaluationView, StoredView, TrainingView
 from vision_reference.datasets import ImageDataset, Sample, check_same_classes, image_folder, read_image, read_pixels
 from vision_reference.distributed import Rank
 from vision_reference.errors import UserError

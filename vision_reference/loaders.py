@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, default_collate
 from torchvision.transforms import v2
 
 from vision_reference.datasets import seeded
@@ -50,6 +50,7 @@ class TorchvisionLoader:
         self._loader = DataLoader(
             dataset,
             batch_sampler=batches,
+            collate_fn=_collate,
             num_workers=workers,
             pin_memory=device.type == "cuda",
             persistent_workers=workers > 0,
@@ -70,7 +71,7 @@ class TorchvisionLoader:
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         for images, labels in self._loader:
             # The bytes travel; layout and normalization are the device's work.
-            images = images.to(self.device, non_blocking=True, memory_format=self.memory_format)
+            images = images.to(self.device, non_blocking=True).contiguous(memory_format=self.memory_format)
             if images.dtype == torch.uint8:
                 images = self.normalize(images)
             yield images, labels.to(self.device, non_blocking=True)
@@ -200,6 +201,12 @@ def _made_ahead(batches: Iterator[tuple[Tensor, ...]], device: torch.device) -> 
         torch.cuda.current_stream(device).wait_stream(side)
         following = make()
         yield batch
+
+
+def _collate(items: list[tuple[Tensor, object]]) -> tuple[Tensor, Tensor]:
+    """A batch whose images are channels last in memory, which is how decoders leave them: nothing is rearranged."""
+    images, targets = default_collate([(image.permute(1, 2, 0), target) for image, target in items])
+    return images.permute(0, 3, 1, 2), targets
 
 
 def usable_workers(asked: int) -> int:

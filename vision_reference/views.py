@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torchvision.transforms import RandomAffine, RandomResizedCrop
 
-from vision_reference.dali_loader import DaliLoader
+from vision_reference.dali_loader import Batch, DaliLoader
 from vision_reference.datasets import ImageDataset, seeded
 from vision_reference.presets import Preset
 from vision_reference.samplers import view_seed
@@ -85,11 +85,11 @@ class ViewDataset(ImageDataset):
 class DaliViewLoader(DaliLoader):
     """Batches of (images, geometry (B, 5) int32): those of ``DaliLoader`` with their crop and flip."""
 
-    def targets(self, keys: list[tuple[int, int]], sizes: np.ndarray) -> Tensor:
+    def targets(self, batch: Batch) -> Tensor:
         """Geometry (B, 5) of a batch."""
-        values = self._arguments(keys, sizes)
-        starts, shapes = values.get("start", np.zeros_like(sizes)), values.get("shape", sizes)
-        flips = values.get("mirror", np.zeros(len(keys), np.int32))
+        values, whole = batch.values, batch.sizes
+        starts, shapes = values.get("start", np.zeros_like(whole)), values.get("shape", whole)
+        flips = values.get("mirror", np.zeros(len(whole), np.int32))
         return torch.from_numpy(np.concatenate([starts, shapes, flips[:, None]], axis=1).astype(np.int32))
 
 

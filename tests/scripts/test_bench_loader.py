@@ -31,6 +31,26 @@ def test_every_way_goes_through_all_images_each_round(tmp_path):
     assert {"decoding alone", "bare DALI pipeline, CPU", "ours, DALI CPU"} <= set(made)
 
 
+def test_only_the_middle_of_a_round_is_timed(monkeypatch):
+    clock = iter([0.0, 5.0, 6.0, 7.0, 9.0, 100.0])
+    monkeypatch.setattr(bench_loader.time, "perf_counter", lambda: next(clock))
+    # 24 images in batches of 4: the clock runs from image 4 (at 0 s) to image 20 (at 9 s).
+    assert bench_loader.steady_rate([4] * 6, margin=4) == pytest.approx(16 / 9)
+    clock = iter([0.0, 5.0, 6.0, 7.0, 9.0, 100.0])
+    assert bench_loader.steady_rate([4] * 6, margin=8) == pytest.approx(8 / (7 - 5))
+
+
+def test_too_few_images_for_a_round_are_refused(tmp_path):
+    (tmp_path / "cat").mkdir()
+    Image.new("RGB", (40, 30)).save(tmp_path / "cat" / "0.jpg")
+    command = [sys.executable, str(ROOT / "scripts" / "bench_loader.py"), "--data-path", str(tmp_path)]
+    command += ["--batch-size", "4", "--images", "39"]
+    done = subprocess.run(command, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert "--images 39 is too few for batches of 4; give at least 40" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
 def test_the_table_has_medians_ranges_and_ratios_round_by_round():
     rates = {
         "torchvision's recipe, PIL": [100.0, 110.0, 300.0],
@@ -50,12 +70,12 @@ def test_the_command_writes_what_it_measured(tmp_path):
     for name in ("cat", "dog"):
         (tmp_path / "data" / name).mkdir(parents=True)
         Image.new("RGB", (40, 30)).save(tmp_path / "data" / name / "0.jpg")
-    flags = ["--batch-size", "2", "--images", "4", "--rounds", "1", "--workers", "1"]
+    flags = ["--batch-size", "2", "--images", "24", "--rounds", "1", "--workers", "1"]
     flags += ["--data-path", str(tmp_path / "data"), "--json", str(tmp_path / "figures.json")]
     command = [sys.executable, str(ROOT / "scripts" / "bench_loader.py"), *flags]
     done = subprocess.run(command, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     record = json.loads((tmp_path / "figures.json").read_text())
-    assert record["setting"] == {"images": 4, "batch_size": 2, "workers": 1, "rounds": 1}
+    assert record["setting"] == {"images": 24, "batch_size": 2, "workers": 1, "rounds": 1}
     assert all(len(rates) == 1 and rates[0] > 0 for rates in record["rates"].values())
     assert bench_loader.report(record) in done.stdout
