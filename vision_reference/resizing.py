@@ -9,7 +9,7 @@ from torchvision.transforms.functional import InterpolationMode
 
 
 def resize_pixels(pixels: Tensor, size: Sequence[int], mode: InterpolationMode) -> Tensor:
-    """Pixels resized with antialiasing, in integer arithmetic as Pillow's: equal to a grey level, most to the bit.
+    """Pixels resized with antialiasing, in integer arithmetic as Pillow's: bilinear ones equal to a grey level.
 
     torchvision's transforms go through float32 on many CPUs, those with AVX-512 among them: that takes several times as
     long and rounds a fifth of the pixels otherwise.

@@ -17,7 +17,7 @@ from vision_reference.loaders import TorchvisionLoader
 from vision_reference.presets import PRESETS, Normalize, Preset, evaluation_pipeline
 from vision_reference.samplers import EvalBatchSampler, TrainBatchSampler
 
-pytest.importorskip("nvidia.dali")
+pytest.importorskip("nvidia.dali.plugin.pytorch")
 
 CPU = torch.device("cpu")
 PLAIN = Preset(mean=(0.0, 0.0, 0.0), std=(1 / 255,) * 3)  # batches then hold pixel values

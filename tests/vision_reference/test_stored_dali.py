@@ -12,7 +12,7 @@ from vision_reference.data import build_loaders
 from vision_reference.distillation import Teacher
 from vision_reference.distributed import Rank
 
-pytest.importorskip("nvidia.dali")
+pytest.importorskip("nvidia.dali.plugin.pytorch")
 
 CPU = torch.device("cpu")
 
