@@ -82,4 +82,4 @@ def test_random_crops_are_torchvisions(mode):
         with seeded(seed):
             expected = F.pil_to_tensor(theirs(F.to_pil_image(pixels)))
         assert_near(resized, expected, mode)
-        assert (resized == expected).float().mean() > (0.9 if mode is InterpolationMode.BILINEAR else 0.3)
+        assert (resized == expected).float().mean() > (0.6 if mode is InterpolationMode.BILINEAR else 0.3)
