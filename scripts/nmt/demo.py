@@ -30,12 +30,15 @@ SETTINGS = {
     "EMBED_DIM": "128",
     "FFN_DIM": "512",
     "DROPOUT": "0.0",
-    "LR": "3e-3",
+    "LR": "2e-3",
     "WARMUP_UPDATES": "400",
-    "MAX_TOKENS": "512",
+    "ADAM_BETAS": "(0.9, 0.95)",
+    "MAX_TOKENS": "256",
+    "MAX_EPOCH": "10",  # the number of updates ends a training before
 }
-EXPERT_EPOCHS, STUDENT_EPOCHS = "3", "2"
-STUDENT_UPDATES = "1200"  # a part of the second epoch: with all of it the demo would take five minutes
+EXPERT_UPDATES, STUDENT_UPDATES = "1900", "2300"
+# In so few updates it matters most that the learning rate comes down to zero at their end.
+SCHEDULE = ("--lr-scheduler", "cosine", "--max-update")
 
 
 def script(name: str, *arguments: str, **variables: object) -> list[list[str]]:
@@ -111,10 +114,10 @@ def main() -> None:
     run(["prepare.py", "builtin", "--output", str(data)], {})
     print("[2/4] experts: one for each language pair", flush=True)
     common = {"DATA": data, "PAIRS": ",".join(map(str, PAIRS))}
-    train(script("train_experts.sh", **common, OUT=experts, LABEL_SMOOTHING=TEACHER_ALPHA, MAX_EPOCH=EXPERT_EPOCHS))
+    expert = ("train_experts.sh", *SCHEDULE, EXPERT_UPDATES)
+    train(script(*expert, **common, OUT=experts, LABEL_SMOOTHING=TEACHER_ALPHA))
     print("[3/4] students: distilled from the experts, and on labels alone", flush=True)
-    common["MAX_EPOCH"] = STUDENT_EPOCHS
-    student = ("train_student.sh", "--max-update", STUDENT_UPDATES)
+    student = ("train_student.sh", *SCHEDULE, STUDENT_UPDATES)
     train(
         script(*student, **common, OUT=distilled, EXPERTS=experts, TEMPERATURE=TEMPERATURE)
         + script(*student, **common, OUT=labels)

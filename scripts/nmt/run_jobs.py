@@ -37,6 +37,7 @@ class Run:
     started: float = 0.0
     log_position: int = 0
     epochs_done: float = 0.0
+    updates_done: int = 0
     loss: str = ""
 
     @property
@@ -46,6 +47,21 @@ class Run:
     @property
     def max_epoch(self) -> float:
         return max_epoch(self.command)
+
+    @property
+    def max_update(self) -> float:
+        return float(_value_of("--max-update", self.command) or "inf")
+
+    @property
+    def share_done(self) -> float:
+        """From 0 to 1; a training ends with its last epoch or its last update, whichever comes first."""
+        return min(1.0, max(self.epochs_done / self.max_epoch, self.updates_done / self.max_update))
+
+    @property
+    def place(self) -> str:
+        if self.updates_done / self.max_update > self.epochs_done / self.max_epoch:
+            return f"update {self.updates_done}/{self.max_update:g}"
+        return f"epoch {self.epochs_done:.1f}/{self.max_epoch:g}"
 
 
 def split_runs(words: list[str]) -> list[Run]:
@@ -85,7 +101,11 @@ def load_record(run: Run) -> dict:
 
 def max_epoch(command: list[str]) -> float:
     """The value of --max-epoch, without which a run's progress is unknown and counts as one step."""
-    return float(command[command.index("--max-epoch") + 1]) if "--max-epoch" in command else 1.0
+    return float(_value_of("--max-epoch", command) or 1)
+
+
+def _value_of(option: str, command: list[str]) -> str | None:
+    return command[command.index(option) + 1] if option in command else None
 
 
 def settings(command: list[str]) -> list[str]:
@@ -152,6 +172,7 @@ def follow(run: Run) -> None:
         if "| train_inner | " in line or "| train | " in line:
             stats = json.loads(line[line.index("{") :])
             run.epochs_done = float(stats.get("update", stats["epoch"]))
+            run.updates_done = int(stats.get("num_updates", stats.get("train_num_updates", 0)))
             run.loss = stats.get("loss", stats.get("train_loss", ""))
 
 
@@ -184,10 +205,9 @@ def run_all(runs: list[Run], jobs: int) -> None:
     running: list[Run] = []
     jobs = min(jobs, len(runs))
     threads = max(1, len(os.sched_getaffinity(0)) // jobs)
-    total = sum(run.max_epoch for run in runs)
     with tqdm(
-        total=round(total, 2),
-        unit="epoch",
+        total=len(runs),
+        unit="run",
         file=sys.stdout,
         mininterval=1 if sys.stdout.isatty() else 30,
         bar_format="{percentage:3.0f}% {elapsed}<{remaining} {postfix}",
@@ -205,13 +225,10 @@ def run_all(runs: list[Run], jobs: int) -> None:
                         finish(run)
                         bar.write(f"{run.name}: trained in {run.record['seconds']:.0f} s")
                 bar.set_postfix_str(
-                    ", ".join(
-                        f"{run.name} epoch {run.epochs_done:.1f}/{run.max_epoch:g} loss {run.loss}" for run in running
-                    ),
+                    ", ".join(f"{run.name} {run.place} loss {run.loss}" for run in running),
                     refresh=False,
                 )
-                done = sum(min(run.epochs_done, run.max_epoch) for run in runs)
-                bar.update(done - bar.n)
+                bar.update(sum(run.share_done for run in runs) - bar.n)
         finally:
             for run in running:
                 run.process.terminate()

@@ -156,3 +156,16 @@ def test_progress_is_read_from_fairseqs_log(tmp_path):
         )
     run_jobs.follow(run)
     assert (run.epochs_done, run.loss) == (2, "2")
+    assert run.share_done == 0.5
+
+
+def test_progress_goes_by_updates_where_they_end_a_training_first(tmp_path):
+    run = run_jobs.Run(tmp_path, ["x", "--max-epoch", "10", "--max-update", "800"])
+    log = tmp_path / "train.log"
+    log.write_text('2026 | INFO | train_inner | {"epoch": 2, "update": 1.5, "loss": "3.5", "num_updates": "600"}\n')
+    run_jobs.follow(run)
+    assert (run.share_done, run.place) == (0.75, "update 600/800")
+    with log.open("a") as more:
+        more.write('2026 | INFO | train_inner | {"epoch": 9, "update": 9.0, "loss": "1", "num_updates": "640"}\n')
+    run_jobs.follow(run)
+    assert (run.share_done, run.place) == (0.9, "epoch 9.0/10")
