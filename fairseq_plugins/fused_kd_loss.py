@@ -24,7 +24,7 @@ from .word_level_kd import ProjectedLogits, SoftLabels, TopKLogits
 
 # Tokens of a chunk share their matrix products: more of them read and write the weight's gradient less often, and take
 # more memory. On a GPU a chunk is so many entries (tokens times vocabulary), to keep it busy.
-CPU_CHUNK_TOKENS = 384
+CPU_CHUNK_TOKENS = 512
 CUDA_CHUNK_ENTRIES = 2**25
 # On a CPU the passes between the products run over about so many entries at a time.
 CPU_BLOCK_ENTRIES = 2**18
@@ -414,8 +414,9 @@ class _Run:
                 torch.mul(logits, temperature, out=hard).exp_()
             hard_total = hard.sum(dim=1, keepdim=True)
 
-        divergence, agreed = torch.zeros_like(total), torch.zeros_like(total)
-        if teacher is not None:
+        if teacher is None:
+            divergence = agreed = torch.zeros_like(total)
+        else:
             known = logits[:, : teacher.size(1)]
             teacher_top, best = _first_place(teacher)
             agreed = known.gather(1, best).eq(0)
