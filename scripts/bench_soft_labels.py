@@ -22,7 +22,6 @@ import argparse
 import contextlib
 import io
 import json
-import os
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
@@ -34,11 +33,20 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
-from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # works from a plain clone
 
-from scripts.bench_vision_step import CLASSES, FULL, QUICK, TEACHER, TEMPERATURE, Setting, spread, timed
+from scripts.bench_vision_step import CLASSES, TEACHER, TEMPERATURE
+from scripts.timing import (
+    Setting,
+    add_arguments,
+    image_rates,
+    measure,
+    parse_arguments,
+    rate_lines,
+    speed_ratio,
+    this_machine,
+)
 from vision_reference import soft_label_writer as writing
 from vision_reference.arguments import parse_args as parse_training_flags
 from vision_reference.distillation import Teacher, kd_divergence
@@ -163,35 +171,13 @@ def turns(setting: Setting, student: str, store: Store, device: str, amp: bool) 
     }
 
 
-def measure(by_way: dict[str, Callable[[], object]], setting: Setting, name: str) -> dict[str, list[float]]:
-    """Seconds per step of each way, one entry per round. A first turn of each is not counted."""
-    ways, seconds = list(by_way), {way: [] for way in by_way}
-    with tqdm(total=(1 + setting.rounds) * len(ways), unit="turn") as bar:
-        for number in range(1 + setting.rounds):
-            first = number % len(ways)
-            for way in ways[first:] + ways[:first]:
-                bar.set_description(
-                    f"{name}, warming up" if number == 0 else f"{name}, round {number}/{setting.rounds}"
-                )
-                spent = timed(by_way[way]) / setting.steps
-                if number > 0:
-                    seconds[way].append(spent)
-                bar.update()
-    return seconds
-
-
 def summarize(setting: Setting, seconds: dict[str, list[float]]) -> dict:
     """Images per second of each way, and ratios of them, each formed within a round."""
-
-    def ratio(way: str, baseline: str) -> dict[str, float]:
-        return spread([slow / fast for fast, slow in zip(seconds[way], seconds[baseline], strict=True)])
-
-    rates = {way: spread([setting.batch_size / value for value in values]) for way, values in seconds.items()}
     return {
-        "images_per_second": rates,
-        "stored_over_plain": ratio("stored", "plain"),
-        "online_over_floor": ratio("online", "floor"),
-        "stored_over_online": ratio("stored", "online"),
+        "images_per_second": image_rates(setting, seconds),
+        "stored_over_plain": speed_ratio(seconds, "stored", "plain"),
+        "online_over_floor": speed_ratio(seconds, "online", "floor"),
+        "stored_over_online": speed_ratio(seconds, "stored", "online"),
     }
 
 
@@ -201,10 +187,8 @@ def report(setting: Setting, student: str, amp: bool, summary: dict) -> str:
     lines = [
         f"{TEACHER} to {student}, {size}x{size}, batch {setting.batch_size}, {'bf16' if amp else 'fp32'}, "
         f"{setting.rounds} rounds of {setting.steps} steps, {torch.get_num_threads()} threads",
-        f"{'way':<10}{'images/s':>10}   slowest and fastest round",
+        *rate_lines(summary["images_per_second"]),
     ]
-    for way, rate in summary["images_per_second"].items():
-        lines.append(f"{way:<10}{rate['median']:>10.2f}   {rate['min']:.2f} to {rate['max']:.2f}")
     for name, aim in (
         ("stored_over_plain", ", aim 0.97"),
         ("online_over_floor", ", aim 0.97"),
@@ -222,20 +206,17 @@ def report(setting: Setting, student: str, amp: bool, summary: dict) -> str:
 def main() -> None:
     """Parse the command line, measure, report."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="64x64 images, batch 8, 3 rounds, a store of 2,000 images")
-    parser.add_argument("--batch-size", type=int, metavar="B", help="images per step (default: 16; --quick: 8)")
-    parser.add_argument("--rounds", type=int, metavar="N", help="rounds (default: 7; --quick: 3)")
+    add_arguments(parser, quick=", a store of 2,000 images")
     parser.add_argument("--students", nargs="+", default=STUDENTS, metavar="NAME", help="(default: %(default)s)")
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="(default: cpu)")
     parser.add_argument("--amp", action="store_true", help="under autocast (on CPUs: pays with AMX)")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write setting, measurements and summaries here")
-    args = parser.parse_args()
-    changes = {name: value for name in ("batch_size", "rounds") if (value := getattr(args, name)) is not None}
-    if any(value < 1 for value in changes.values()):
-        parser.error("--batch-size and --rounds must be 1 or more")
-    setting = Setting(**{**asdict(QUICK if args.quick else FULL), **changes})
-    machine = {"cpus": os.cpu_count(), "threads": torch.get_num_threads(), "torch": torch.__version__}
-    record = {"setting": asdict(setting), "device": args.device, "amp": args.amp, "machine": machine, "students": {}}
+    args, setting = parse_arguments(parser)
+    record = {
+        "setting": asdict(setting),
+        "device": args.device,
+        "amp": args.amp,
+        "machine": this_machine(),
+        "students": {},
+    }
     with tempfile.TemporaryDirectory(prefix="soft-labels-") as folder:
         store = write_store(Path(folder), 2_000 if args.quick else STORED_IMAGES)
         for student in args.students:

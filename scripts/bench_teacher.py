@@ -14,7 +14,6 @@ leaves its rows out.
 import argparse
 import copy
 import json
-import os
 import sys
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -26,8 +25,8 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # works from a plain clone
 
-from scripts.bench_soft_labels import measure
-from scripts.bench_vision_step import CLASSES, FULL, QUICK, TEACHER, Setting, spread
+from scripts.bench_vision_step import CLASSES, TEACHER
+from scripts.timing import Setting, add_arguments, image_rates, measure, parse_arguments, speed_ratio, this_machine
 from vision_reference.distillation import Teacher
 from vision_reference.errors import run_command
 from vision_reference.folding import fold_batch_norms
@@ -73,16 +72,12 @@ def turns(setting: Setting, device: str, amp: bool, compiled: bool) -> dict[str,
 
 def summarize(setting: Setting, seconds: dict[str, list[float]]) -> dict:
     """Per row: images per second, how many times as fast as the row above, and as the first."""
-    rows = list(seconds)
-
-    def factor(row: str, baseline: str) -> dict[str, float]:
-        return spread([slow / fast for fast, slow in zip(seconds[row], seconds[baseline], strict=True)])
-
+    rows, rates = list(seconds), image_rates(setting, seconds)
     return {
         row: {
-            "images_per_second": spread([setting.batch_size / value for value in seconds[row]]),
-            "over_row_above": factor(row, rows[max(number - 1, 0)]),
-            "over_first_row": factor(row, rows[0]),
+            "images_per_second": rates[row],
+            "over_row_above": speed_ratio(seconds, row, rows[max(number - 1, 0)]),
+            "over_first_row": speed_ratio(seconds, row, rows[0]),
         }
         for number, row in enumerate(rows)
     }
@@ -108,24 +103,20 @@ def report(setting: Setting, summary: dict) -> str:
 def main() -> None:
     """Parse the command line, measure, report."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="64x64 images, batch 8, 3 rounds")
-    parser.add_argument("--batch-size", type=int, metavar="B", help="images per batch (default: 16; --quick: 8)")
-    parser.add_argument("--rounds", type=int, metavar="N", help="rounds (default: 7; --quick: 3)")
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="(default: cpu)")
+    add_arguments(parser)
     parser.add_argument("--no-amp", action="store_true", help="without the rows in bf16")
     parser.add_argument("--compile", action="store_true", help="with a compiled row")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write setting, measurements and summary here")
-    args = parser.parse_args()
-    changes = {name: value for name in ("batch_size", "rounds") if (value := getattr(args, name)) is not None}
-    if any(value < 1 for value in changes.values()):
-        parser.error("--batch-size and --rounds must be 1 or more")
-    setting = Setting(**{**asdict(QUICK if args.quick else FULL), **changes})
+    args, setting = parse_arguments(parser)
     seconds = measure(turns(setting, args.device, not args.no_amp, args.compile), setting, TEACHER)
     summary = summarize(setting, seconds)
     print(report(setting, summary))
     if args.json:
-        machine = {"cpus": os.cpu_count(), "threads": torch.get_num_threads(), "torch": torch.__version__}
-        record = {"setting": asdict(setting), "device": args.device, "machine": machine, "seconds_per_batch": seconds}
+        record = {
+            "setting": asdict(setting),
+            "device": args.device,
+            "machine": this_machine(),
+            "seconds_per_batch": seconds,
+        }
         args.json.write_text(json.dumps({**record, "rows": summary}, indent=1) + "\n")
 
 

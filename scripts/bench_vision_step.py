@@ -24,22 +24,30 @@ import argparse
 import contextlib
 import io
 import json
-import os
-import statistics
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import Dataset
-from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # works from a plain clone
 
+from scripts.timing import (
+    Setting,
+    add_arguments,
+    image_rates,
+    measure,
+    parse_arguments,
+    rate_lines,
+    speed_ratio,
+    this_machine,
+    timed,
+)
 from vision_reference.arguments import parse_args as parse_training_flags
 from vision_reference.distillation import Teacher, kd_divergence
 from vision_reference.errors import run_command
@@ -53,20 +61,6 @@ from vision_reference.train import train_one_epoch
 
 TEACHER, STUDENT, CLASSES, TEMPERATURE = "resnet50", "resnet18", 1000, 1.0
 WAYS = ("authors", "ours", "floor")
-
-
-@dataclass(frozen=True)
-class Setting:
-    """What is measured: square images of ``image_size`` pixels, ``steps`` steps a turn, one turn per way and round."""
-
-    image_size: int
-    batch_size: int
-    steps: int
-    rounds: int
-
-
-FULL = Setting(image_size=224, batch_size=16, steps=3, rounds=7)
-QUICK = Setting(image_size=64, batch_size=8, steps=4, rounds=3)
 
 
 class ImagesInMemory(Dataset):
@@ -168,31 +162,6 @@ def step_like_the_authors(
     return sums
 
 
-def measure(setting: Setting, device: str, amp: bool) -> dict[str, list[float]]:
-    """Seconds per step of each way, one entry per round. A first turn of each is not counted."""
-    by_way = turns(setting, device, amp)
-    seconds: dict[str, list[float]] = {way: [] for way in WAYS}
-    with tqdm(total=(1 + setting.rounds) * len(WAYS), unit="turn") as bar:
-        for number in range(1 + setting.rounds):
-            first = number % len(WAYS)
-            for way in WAYS[first:] + WAYS[:first]:
-                bar.set_description("warming up" if number == 0 else f"round {number}/{setting.rounds}")
-                spent = timed(by_way[way]) / setting.steps
-                if number > 0:
-                    seconds[way].append(spent)
-                bar.update()
-    return seconds
-
-
-def timed(turn: Callable[[], object]) -> float:
-    """Seconds that ``turn`` takes, the GPU's work included."""
-    begin = time.perf_counter()
-    turn()
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    return time.perf_counter() - begin
-
-
 def bf16_speed(device: str) -> float:
     """How many times as fast as in fp32 this device multiplies large matrices in bf16; best of five tries each."""
 
@@ -203,19 +172,12 @@ def bf16_speed(device: str) -> float:
     return seconds(torch.float32) / seconds(torch.bfloat16)
 
 
-def spread(values: list[float]) -> dict[str, float]:
-    """Median, smallest and largest of ``values``."""
-    return {"median": statistics.median(values), "min": min(values), "max": max(values)}
-
-
 def summarize(setting: Setting, seconds: dict[str, list[float]]) -> dict:
     """Images per second of each way, and the two ratios the aims are about, each formed within a round."""
-    rates = {way: spread([setting.batch_size / value for value in values]) for way, values in seconds.items()}
-    by_round = list(zip(*(seconds[way] for way in WAYS), strict=True))
     return {
-        "images_per_second": rates,
-        "ours_over_authors_speed": spread([authors / ours for authors, ours, _ in by_round]),
-        "ours_over_floor_time": spread([ours / floor for _, ours, floor in by_round]),
+        "images_per_second": image_rates(setting, seconds),
+        "ours_over_authors_speed": speed_ratio(seconds, "ours", "authors"),
+        "ours_over_floor_time": speed_ratio(seconds, "floor", "ours"),
     }
 
 
@@ -225,10 +187,8 @@ def report(setting: Setting, amp: bool, summary: dict) -> str:
     lines = [
         f"{TEACHER} to {STUDENT}, {size}x{size}, batch {setting.batch_size}, ours {'with' if amp else 'without'} --amp",
         f"{setting.rounds} rounds of {setting.steps} steps, {torch.get_num_threads()} threads",
-        f"{'way':<10}{'images/s':>10}   slowest and fastest round",
+        *rate_lines(summary["images_per_second"]),
     ]
-    for way, rate in summary["images_per_second"].items():
-        lines.append(f"{way:<10}{rate['median']:>10.2f}   {rate['min']:.2f} to {rate['max']:.2f}")
     speed, time_ratio = summary["ours_over_authors_speed"], summary["ours_over_floor_time"]
     lines.append(
         f"ours against the authors' way: {speed['median']:.2f} times as fast "
@@ -244,20 +204,12 @@ def report(setting: Setting, amp: bool, summary: dict) -> str:
 def main() -> None:
     """Parse the command line, measure, report."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="64x64 images, batch 8, 3 rounds")
-    parser.add_argument("--batch-size", type=int, metavar="B", help="images per step (default: 16; --quick: 8)")
-    parser.add_argument("--rounds", type=int, metavar="N", help="rounds (default: 7; --quick: 3)")
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="(default: cpu)")
+    add_arguments(parser)
     parser.add_argument("--no-amp", action="store_true", help="ours and its floor in fp32")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write setting, measurements and summary here")
-    args = parser.parse_args()
-    changes = {name: value for name in ("batch_size", "rounds") if (value := getattr(args, name)) is not None}
-    if any(value < 1 for value in changes.values()):
-        parser.error("--batch-size and --rounds must be 1 or more")
-    setting = Setting(**{**asdict(QUICK if args.quick else FULL), **changes})
+    args, setting = parse_arguments(parser)
     amp = not args.no_amp
     begin, cpu_begin = time.perf_counter(), time.process_time()
-    seconds = measure(setting, args.device, amp)
+    seconds = measure(turns(setting, args.device, amp), setting, STUDENT)
     got = (time.process_time() - cpu_begin) / (time.perf_counter() - begin) / torch.get_num_threads()
     bf16 = bf16_speed(args.device)
     summary = summarize(setting, seconds)
@@ -266,9 +218,8 @@ def main() -> None:
     if args.device == "cpu" and got < 0.85:
         print(f"note: other processes were busy, this one got {100 * got:.0f} % of its cores; repeat when it is quiet")
     if args.json:
-        machine = {"cpus": os.cpu_count(), "threads": torch.get_num_threads(), "torch": torch.__version__}
-        machine |= {"bf16_speed": bf16, "share_of_cores": got}
-        record = {"setting": asdict(setting), "device": args.device, "amp": amp, "machine": machine}
+        where = this_machine() | {"bf16_speed": bf16, "share_of_cores": got}
+        record = {"setting": asdict(setting), "device": args.device, "amp": amp, "machine": where}
         record["seconds_per_step"] = seconds
         args.json.write_text(json.dumps(record | summary, indent=1) + "\n")
 
