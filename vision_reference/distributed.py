@@ -58,12 +58,6 @@ def start(device: torch.device, dist_url: str) -> Rank:
     return rank
 
 
-def stop() -> None:
-    """Leave the process group, if there is one."""
-    if dist.is_initialized():
-        dist.destroy_process_group()
-
-
 def sum_over_ranks(values: torch.Tensor) -> torch.Tensor:
     """Element-wise sum of ``values`` (any shape, the same on all ranks); the input itself on one process."""
     if dist.is_initialized():
