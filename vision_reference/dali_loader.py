@@ -165,8 +165,7 @@ class DaliLoader:
             files[start :: self.threads] = job.result()
         sizes = np.array([size for _, size in files], dtype=np.int64)
         values = self._arguments(keys, sizes)
-        names = self.view.decoder_arguments if self.finish_with == "torch" else values
-        inputs = [[data for data, _ in files], *(values[name] for name in names)]
+        inputs = [[data for data, _ in files], *self._for_dali(values).values()]
         self._in_flight.append(Batch(keys, sizes, values, inputs))
         return inputs
 
@@ -174,14 +173,17 @@ class DaliLoader:
         seeds = np.array([seed for _, seed in keys], dtype=np.uint64)
         return self.view.arguments(sizes, seeds, np.array([index for index, _ in keys]))
 
+    def _for_dali(self, values: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Those of a batch's arguments that DALI's graph takes."""
+        names = self.view.decoder_arguments if self.finish_with == "torch" else values
+        return {name: values[name] for name in names}
+
     def _build(self):
         dali = load_dali()
         fn, types = dali.fn, dali.types
         on_gpu = self.device.type == "cuda"
-        decoder_names = self.view.decoder_arguments
-        # A batch of the first two indices tells all names; every batch has the same.
-        all_names = self._arguments([(0, 0), (0, 0)], np.full((2, 2), 512))
-        names = decoder_names if self.finish_with == "torch" else tuple(all_names)
+        # A batch of the first two indices tells the names; every batch has the same.
+        names = list(self._for_dali(self._arguments([(0, 0), (0, 0)], np.full((2, 2), 512))))
         largest = max((len(keys) for keys in self.batches), default=1)
         pipeline = dali.Pipeline(
             batch_size=largest,
@@ -195,12 +197,9 @@ class DaliLoader:
                 source=lambda: next(self._files), num_outputs=1 + len(names), batch=True, no_copy=True
             )
             values = dict(zip(names, rest, strict=True))
-            decoder, crop = fn.decoders.image, {}
-            if decoder_names:
-                decoder, crop = (
-                    fn.decoders.image_slice,
-                    {name: values[name] for name in decoder_names} | {"axes": [0, 1]},
-                )
+            decoder, crop = fn.decoders.image, {name: values[name] for name in self.view.decoder_arguments}
+            if crop:
+                decoder, crop["axes"] = fn.decoders.image_slice, [0, 1]
             place = "mixed" if self.decode_on == "gpu" else "cpu"
             images = decoder(encoded, device=place, **crop, **_as_stored(decoder))
             if self.finish_with == "dali":
