@@ -20,7 +20,8 @@ RUN apt-get update \
     && useradd --create-home --uid 1000 lskd
 
 WORKDIR /home/lskd/lskd
-COPY .python-version requirements.txt requirements-dali.txt ./
+COPY .python-version ./
+COPY requirements requirements
 
 # The locked packages change seldom, the source often: so they come first. fairseq is compiled while it is installed; the
 # compiler does not stay.
@@ -28,13 +29,13 @@ COPY .python-version requirements.txt requirements-dali.txt ./
 RUN apt-get update \
     && apt-get install --yes --no-install-recommends g++ python3.10-dev \
     && uv venv --python /usr/bin/python3.10 .venv \
-    && uv pip sync --require-hashes requirements.txt \
+    && uv pip sync --require-hashes requirements/python3.10.txt \
     && apt-get purge --yes --auto-remove g++ python3.10-dev \
     && rm -rf /var/lib/apt/lists/* \
     && chown lskd:lskd . .venv .venv/bin .venv/lib/python3.10/site-packages
 # A layer of its own: DALI is a gigabyte that pulls and caches apart from the rest.
 # hadolint ignore=DL3059
-RUN uv pip install --require-hashes --no-deps --requirement requirements-dali.txt
+RUN uv pip install --require-hashes --no-deps --requirement requirements/python3.10-dali.txt
 
 COPY --chown=lskd:lskd . .
 USER 1000

@@ -14,7 +14,7 @@ esac
 
 bash scripts/setup.sh
 echo "demo 1/2: images (scanned digits), about 2 minutes on two cores"
-.venv/bin/python scripts/demo_vision.py "$@"
+.venv/bin/python scripts/demo/images.py "$@"
 echo
 echo "demo 2/2: translation (phrases of the Unicode CLDR), about 4 minutes on two cores"
-bash scripts/nmt/demo.sh "$@"
+bash scripts/demo/translation.sh "$@"

@@ -10,7 +10,8 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-sys.path[0] = str(Path(__file__).resolve().parents[1])  # as from a plain clone
+if not __package__:  # run as a file: the root of the clone takes the place of its own folder
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 
 def vision() -> str:
@@ -18,7 +19,7 @@ def vision() -> str:
 
     from vision_reference import train
     from vision_reference.distillation import distillation_loss
-    from vision_reference.models import build_model
+    from vision_reference.networks.by_name import build_model
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     images, labels = torch.rand(2, 3, 64, 64, device=device), torch.tensor([0, 1], device=device)
@@ -54,7 +55,7 @@ def translation() -> str:
 
 
 def dali() -> str:
-    from vision_reference.dali_loader import load_dali
+    from vision_reference.images.dali_loader import load_dali
 
     module = load_dali()
     pipeline = module.Pipeline(batch_size=1, num_threads=1, device_id=None)

@@ -4,7 +4,7 @@
 #   bash scripts/setup.sh --dali-cuda120   with DALI 2.4.0, built for CUDA 12, instead
 #   bash scripts/setup.sh --no-dali        without NVIDIA DALI (1 GB less)
 # The choice holds for later runs without a flag (--dali takes it back), so demo.sh and test.sh leave it as it is.
-# Versions and hashes are locked in requirements*.txt. A second run finds nothing to do and says so.
+# Versions and hashes are locked in requirements/. A second run finds nothing to do and says so.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -17,8 +17,8 @@ for argument in "$@"; do
         *) echo "setup: unknown argument '$argument'; allowed: --dali, --dali-cuda120, --no-dali, --help" >&2; exit 2 ;;
     esac
 done
-files=(requirements.txt)
-[ "$dali" = no-dali ] || files+=("requirements-$dali.txt")
+files=(requirements/python3.10.txt)
+[ "$dali" = no-dali ] || files+=("requirements/python3.10-$dali.txt")
 
 # The stamp names what was installed; it is written last, so an interrupted set-up is never taken for a whole one.
 stamp=.venv/.installed

@@ -5,8 +5,8 @@ import argparse
 import math
 
 from vision_reference.errors import UserError
-from vision_reference.presets import PRESETS
-from vision_reference.soft_label_codec import TAILS
+from vision_reference.images.presets import PRESETS
+from vision_reference.soft_labels.codec import TAILS
 
 _EPILOG = """examples:
   python vision_reference/train.py --data-path data/digits --preset digits --model resnet18 --epochs 8 --lr 0.05

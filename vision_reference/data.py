@@ -7,19 +7,26 @@ from pathlib import Path
 
 import torch
 
-from vision_reference.cub200 import cub200
-from vision_reference.dali_loader import DaliLoader
-from vision_reference.dali_views import EvaluationView, StoredView, TrainingView
-from vision_reference.datasets import ImageDataset, Sample, check_same_classes, image_folder, read_image, read_pixels
 from vision_reference.distributed import Rank
 from vision_reference.errors import UserError
+from vision_reference.images.cub200 import cub200
+from vision_reference.images.dali_loader import DaliLoader
+from vision_reference.images.dali_views import EvaluationView, StoredView, TrainingView
+from vision_reference.images.folders import (
+    ImageDataset,
+    Sample,
+    check_same_classes,
+    image_folder,
+    read_image,
+    read_pixels,
+)
+from vision_reference.images.presets import PRESETS, Normalize, evaluation_pipeline, training_pipeline
+from vision_reference.images.samplers import EvalBatchSampler, TrainBatchSampler
+from vision_reference.images.unreadable_files import readable_samples, report
 from vision_reference.loaders import MixingLoader, SoftLabelLoader, TeacherLoader, TorchvisionLoader, usable_workers
-from vision_reference.models import find_weights
-from vision_reference.presets import PRESETS, Normalize, evaluation_pipeline, training_pipeline
-from vision_reference.readable import readable_samples, report
-from vision_reference.samplers import EvalBatchSampler, TrainBatchSampler
-from vision_reference.soft_labels import SoftLabels, open_soft_labels
-from vision_reference.views import DaliViewLoader, KeyBatchSampler, ViewBatchSampler, ViewDataset
+from vision_reference.networks.by_name import find_weights
+from vision_reference.soft_labels.store import SoftLabels, open_soft_labels
+from vision_reference.soft_labels.views import DaliViewLoader, KeyBatchSampler, ViewBatchSampler, ViewDataset
 
 Loader = TorchvisionLoader | DaliLoader | MixingLoader | SoftLabelLoader | TeacherLoader
 

@@ -1,5 +1,7 @@
-"""Files that are either whole or not there."""
+"""Files that are either whole or not there, and small facts kept between runs under the user's cache folder."""
 
+import hashlib
+import json
 import os
 import shutil
 import tempfile
@@ -58,3 +60,13 @@ def _umask() -> int:
     mask = os.umask(0)
     os.umask(mask)
     return mask
+
+
+def cache_file(kind: str, key: object) -> Path:
+    """Where a fact of ``kind`` about ``key`` (anything JSON can express) is kept: one file per key, perhaps not there.
+
+    Put into the key all that the fact depends on (paths, times of modification): a changed key is a new file.
+    """
+    name = hashlib.sha256(json.dumps(key).encode()).hexdigest()[:32]
+    root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return root / "lskd" / kind / f"{name}.json"

@@ -15,11 +15,11 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, default_collate
 from torchvision.transforms import v2
 
-from vision_reference.datasets import seeded
 from vision_reference.distillation import Teacher
-from vision_reference.presets import Normalize
-from vision_reference.samplers import EvalBatchSampler, TrainBatchSampler, combine_seeds
-from vision_reference.soft_labels import SoftLabels
+from vision_reference.images.folders import seeded
+from vision_reference.images.presets import Normalize
+from vision_reference.images.samplers import EvalBatchSampler, TrainBatchSampler, combine_seeds
+from vision_reference.soft_labels.store import SoftLabels
 
 
 class TorchvisionLoader:

@@ -73,7 +73,7 @@ def multiplies_bf16_fast() -> bool:
     """Whether this CPU multiplies bf16 matrices faster than fp32 ones; unknown kinds get the benefit of the doubt.
 
     Intel's do with AMX. Those with AVX-512 bf16 alone took 1.8 times as long as in fp32 (measured with torch 2.5.1:
-    scripts/bench_vision_step.py prints the factor).
+    scripts/bench/vision_step.py prints the factor).
     """
     cpuinfo = Path("/proc/cpuinfo")
     if platform.machine() != "x86_64" or not cpuinfo.is_file():

@@ -25,24 +25,24 @@ import numpy as np
 import torch
 from torch import Tensor
 
-if __package__ in (None, ""):  # run as a file: the folder that holds the package takes the place of the file's own
+if not __package__:  # run as a file: the root of the clone takes the place of its own folder
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from vision_reference import distributed
-from vision_reference import soft_label_writer as writing
 from vision_reference.arguments import parse_store_args
 from vision_reference.data import build_view_loader, list_samples
-from vision_reference.datasets import Sample
 from vision_reference.distillation import Teacher
 from vision_reference.errors import UserError, run_command
-from vision_reference.heads import check_input_sizes
+from vision_reference.images.folders import Sample
+from vision_reference.images.samplers import view_seed
 from vision_reference.machine import Machine, choose_machine
-from vision_reference.models import build_filled, read_state
-from vision_reference.provenance import describe_data, hash_weights, pixel_flags, versions
-from vision_reference.samplers import view_seed
-from vision_reference.soft_label_codec import encode, error_rows, error_sums, error_table
-from vision_reference.soft_labels import BLOCK, FORMAT, Block, Store, all_blocks, check_belongs, record_types
-from vision_reference.views import KeyBatchSampler, ViewBatchSampler
+from vision_reference.networks.by_name import build_filled, read_state
+from vision_reference.networks.heads import check_input_sizes
+from vision_reference.soft_labels import writer as writing
+from vision_reference.soft_labels.codec import encode, error_rows, error_sums, error_table
+from vision_reference.soft_labels.provenance import describe_data, hash_weights, pixel_flags, versions
+from vision_reference.soft_labels.store import BLOCK, FORMAT, Block, Store, all_blocks, check_belongs, record_types
+from vision_reference.soft_labels.views import KeyBatchSampler, ViewBatchSampler
 
 _SECONDS_BETWEEN_LINES = 5
 # How far a logit may be off, as a share of the largest one (at least 1): float16 keeps 2**-11 of a number; other batch

@@ -23,22 +23,23 @@ from pathlib import Path
 import torch
 from torch import nn
 
-if __package__ in (None, ""):  # run as a file: the folder that holds the package takes the place of the file's own
+if not __package__:  # run as a file: the root of the clone takes the place of its own folder
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from vision_reference import checkpoints, distributed
+from vision_reference import distributed
 from vision_reference.arguments import changed_flags, parse_args
 from vision_reference.data import Loader, build_loaders
 from vision_reference.distillation import Teacher, distillation_loss, label_loss
 from vision_reference.errors import UserError, run_command
 from vision_reference.files import atomic_copy
-from vision_reference.heads import check_input_sizes
+from vision_reference.images.samplers import combine_seeds
 from vision_reference.learner import Learner, build_learner
 from vision_reference.loaders import TeacherLoader
 from vision_reference.machine import Machine, choose_machine
 from vision_reference.metrics import MetricsFile, ProgressLine, TrainingAverages, correct_in_top
-from vision_reference.models import build_filled, read_state
-from vision_reference.samplers import combine_seeds
+from vision_reference.networks import checkpoints
+from vision_reference.networks.by_name import build_filled, read_state
+from vision_reference.networks.heads import check_input_sizes
 
 
 def train_one_epoch(

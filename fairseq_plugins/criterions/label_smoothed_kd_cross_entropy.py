@@ -14,9 +14,9 @@ from fairseq.criterions.label_smoothed_cross_entropy import (
 )
 
 from ..errors import UserError
-from ..fused_kd_loss import fused_distil
-from ..output_layer import plain_output_layer
-from ..word_level_kd import distil
+from ..losses.fused import fused_distil
+from ..losses.word_level import distil
+from ..teachers.output_layer import plain_output_layer
 
 logger = logging.getLogger(__name__)
 

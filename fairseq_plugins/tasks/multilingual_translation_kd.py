@@ -14,18 +14,18 @@ from fairseq.tasks import register_task
 from fairseq.tasks.translation import TranslationConfig
 from fairseq.tasks.translation_multi_simple_epoch import TranslationMultiSimpleEpochTask
 
-from .. import pair_bleu
-from ..distillation_task import DistillationTask, batch_of, layout_of, refuse_altered_data
 from ..errors import UserError
-from ..language_tokens import LanguageTokens, realign
-from ..pair_options import parse_by_pair
-from ..resume import carrying
-from ..routes import RoutedDatasetManager
-from ..selective import STRATEGIES, Selection
-from ..stock_options import MultilingualTranslationOptions, as_namespace
-from ..stored_teachers import KD_TAIL_HELP, TAILS, TEACHER_OUTPUTS_HELP
-from ..teachers import Vocabulary, load_teacher
-from ..validation import Translator
+from ..multilingual import pair_bleu
+from ..multilingual.language_tokens import LanguageTokens, realign
+from ..multilingual.pair_options import parse_by_pair
+from ..multilingual.resume import carrying
+from ..multilingual.routes import RoutedDatasetManager
+from ..multilingual.selective import STRATEGIES, Selection
+from ..multilingual.stock_options import MultilingualTranslationOptions, as_namespace
+from ..multilingual.validation import Translator
+from ..teachers.expert import Vocabulary, load_teacher
+from ..teachers.stored import KD_TAIL_HELP, TAILS, TEACHER_OUTPUTS_HELP
+from ._distillation import DistillationTask, batch_of, layout_of, refuse_altered_data
 
 logger = logging.getLogger(__name__)
 

@@ -10,11 +10,11 @@ from fairseq.dataclass import ChoiceEnum
 from fairseq.tasks import register_task
 from fairseq.tasks.translation import TranslationConfig, TranslationTask
 
-from ..distillation_task import DistillationTask, batch_of, layout_of, refuse_altered_data
 from ..errors import UserError
-from ..language_tokens import LanguageTokens
-from ..stored_teachers import KD_TAIL_HELP, TAILS, TEACHER_OUTPUTS_HELP
-from ..teachers import Vocabulary, load_teacher
+from ..multilingual.language_tokens import LanguageTokens
+from ..teachers.expert import Vocabulary, load_teacher
+from ..teachers.stored import KD_TAIL_HELP, TAILS, TEACHER_OUTPUTS_HELP
+from ._distillation import DistillationTask, batch_of, layout_of, refuse_altered_data
 
 
 @dataclass

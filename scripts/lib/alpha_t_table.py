@@ -8,8 +8,13 @@ Markdown table per student network. Missing runs stay empty; ``--paper`` puts th
 
 import argparse
 import json
+import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+
+if not __package__:  # run as a file: the root of the clone takes the place of its own folder
+    sys.path[0] = str(Path(__file__).resolve().parents[2])
+
 
 Cell = tuple[float, ...]
 Table = Mapping[tuple[str, float], Cell]  # (row, alpha): the measured numbers of that cell

@@ -12,14 +12,19 @@ FILE with the ending .md (a table) and, for every pair, the translations as plai
 import argparse
 import hashlib
 import json
+import sys
 import time
 from pathlib import Path
 
-import bleu
+if not __package__:  # run as a file: the root of the clone takes the place of its own folder
+    sys.path[0] = str(Path(__file__).resolve().parents[2])
+
 import sentencepiece
-from lang_pair import LangPair, parse_pairs
-from translate import decode, translate
-from user_error import UserError, run_cli
+
+from scripts.nmt.lib import score as bleu
+from scripts.nmt.lib.generate import decode, translate
+from scripts.nmt.lib.lang_pair import LangPair, parse_pairs
+from scripts.nmt.lib.user_error import UserError, run_cli
 
 
 def get_args_parser() -> argparse.ArgumentParser:

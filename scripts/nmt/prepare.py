@@ -9,16 +9,18 @@ The output folder appears when it is whole; a second run finds it and does nothi
 """
 
 import argparse
+import sys
 from itertools import chain
 from pathlib import Path
 
 import babel
-import cldr_phrases
-import data_bin
-import iwslt_archive
-import parallel_text
-from lang_pair import LangPair, parse_pairs
-from user_error import UserError, run_cli
+
+if not __package__:  # run as a file: the root of the clone takes the place of its own folder
+    sys.path[0] = str(Path(__file__).resolve().parents[2])
+
+from scripts.nmt.lib import cldr_phrases, data_bin, iwslt_archive, parallel_text
+from scripts.nmt.lib.lang_pair import LangPair, parse_pairs
+from scripts.nmt.lib.user_error import UserError, run_cli
 
 
 def get_args_parser() -> argparse.ArgumentParser:

@@ -5,18 +5,22 @@
     fairseq-train ... --task multilingual_translation_kd --teacher-outputs en-de=results/iwslt/outputs-0.1/en-de
 
 Uses all GPUs, or all cores where there is none. A run that was killed goes on where it stopped when the same command is
-run again; a finished one is left as it is. Format: fairseq_plugins/stored_outputs.py.
+run again; a finished one is left as it is. Format: fairseq_plugins/teachers/store.py.
 """
 
 import argparse
 import logging
 import math
+import sys
 import warnings
 from pathlib import Path
 
-from lang_pair import parse_pairs
-from translate import import_fairseq
-from user_error import UserError, run_cli
+if not __package__:  # run as a file: the root of the clone takes the place of its own folder
+    sys.path[0] = str(Path(__file__).resolve().parents[2])
+
+from scripts.nmt.lib.generate import import_fairseq
+from scripts.nmt.lib.lang_pair import parse_pairs
+from scripts.nmt.lib.user_error import UserError, run_cli
 
 
 def get_args_parser() -> argparse.ArgumentParser:
@@ -73,7 +77,7 @@ def main() -> None:
         if value is not None and value < 1:
             raise UserError(f"--{name.replace('_', '-')} {value} is below 1")
     import_fairseq()
-    from teacher_outputs import store
+    from scripts.nmt.lib.store_outputs import store
 
     logging.disable(logging.INFO)  # fairseq's account of every file it opens
     warnings.filterwarnings("ignore", message="Support for mismatched key_padding_mask")  # stock fairseq's own masks

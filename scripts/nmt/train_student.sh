@@ -21,7 +21,7 @@
 #   WARMUP_UPDATES (4000) WARMUP_INIT_LR (1e-7) MIN_LR (1e-9) ADAM_BETAS ("(0.9, 0.98)") CLIP_NORM (0)
 #   MAX_TOKENS (4096) UPDATE_FREQ (1) MAX_EPOCH (50) SEED (1)
 set -euo pipefail
-source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
+source "$(dirname "${BASH_SOURCE[0]}")/lib/common.sh"
 help_if_asked "$@"
 need_data_and_out
 

@@ -3,15 +3,13 @@
 import os
 import shlex
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT / "scripts" / "lib"))
 
-from alpha_t_table import PAPER, cells_by_student, format_table  # noqa: E402
+from scripts.lib.alpha_t_table import PAPER, cells_by_student, format_table
 
 # The paper's values, written down once more from its table; flags without a value are True.
 SGD = {"--opt": "sgd", "--momentum": "0.9", "--lr-scheduler": "steplr", "--lr-gamma": "0.1"}

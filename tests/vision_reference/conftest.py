@@ -25,7 +25,7 @@ ROOT = Path(__file__).resolve().parents[2]
 def digits(tmp_path_factory):
     """The built-in digits, as the user gets them."""
     folder = tmp_path_factory.mktemp("data") / "digits"
-    subprocess.run([sys.executable, str(ROOT / "scripts" / "make_digits.py"), "--output", str(folder)], check=True)
+    subprocess.run([sys.executable, str(ROOT / "scripts" / "demo" / "digits.py"), "--output", str(folder)], check=True)
     return folder
 
 

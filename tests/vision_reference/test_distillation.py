@@ -15,7 +15,7 @@ from torch import nn
 from torchvision.models import resnet18
 
 from vision_reference.distillation import Teacher, distillation_loss, kd_divergence, label_loss
-from vision_reference.folding import fold_batch_norms
+from vision_reference.networks.folding import fold_batch_norms
 
 
 def logits(seed, batch=6, classes=10, scale=3.0):

@@ -17,14 +17,14 @@ from torchvision.models import mobilenet_v3_small, resnet18, shufflenet_v2_x0_5
 from torchvision.transforms import functional as TF
 
 from vision_reference.arguments import parse_args
-from vision_reference.datasets import ImageDataset, image_folder
 from vision_reference.distillation import Teacher
 from vision_reference.distributed import Rank
+from vision_reference.images.folders import ImageDataset, image_folder
+from vision_reference.images.presets import PRESETS, Normalize, training_pipeline
+from vision_reference.images.samplers import EvalBatchSampler, TrainBatchSampler
 from vision_reference.learner import build_learner
 from vision_reference.loaders import MixingLoader, TeacherLoader, TorchvisionLoader
 from vision_reference.machine import Machine
-from vision_reference.presets import PRESETS, Normalize, training_pipeline
-from vision_reference.samplers import EvalBatchSampler, TrainBatchSampler
 from vision_reference.train import evaluate, train_one_epoch
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -237,7 +237,7 @@ def test_stopped_and_resumed_equals_straight_bit_for_bit(train, student_flags, s
     )
     command = [sys.executable, "-c", script, *train.flags, *map(str, flags)]
     # As many threads as the run in this process has: sums depend on how they are split.
-    environment = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads()), "PYTHONPATH": str(ROOT)}
+    environment = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
     died = subprocess.run(command, capture_output=True, text=True, env=environment)
     assert died.returncode == 9, died.stderr
     assert len(metrics(tmp_path)) == 2
@@ -286,7 +286,7 @@ def test_two_processes_train_as_one_does_on_the_same_global_batches(train, tmp_p
     # No batch norm and no dropout: then the processes' gradients add up to those of the whole batch.
     script = tmp_path / "linear.py"
     script.write_text(
-        "import torchvision, vision_reference.models as m, vision_reference.train as t\n"
+        "import torchvision, vision_reference.networks.by_name as m, vision_reference.train as t\n"
         "from torch import nn\n"
         "m.build_model = lambda name, classes: nn.Sequential(nn.Flatten(), nn.Linear(3072, classes))\n"
         "t.check_input_sizes = lambda *a: None\n"
@@ -297,7 +297,7 @@ def test_two_processes_train_as_one_does_on_the_same_global_batches(train, tmp_p
         out = tmp_path / str(processes)
         command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
         flags = [*train.flags, "--batch-size", str(batch), "--epochs", "2", "--output-dir", str(out), "--lr", "0.01"]
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
         done = subprocess.run([*command, str(script), *flags], capture_output=True, text=True, env=environment)
         assert done.returncode == 0, done.stderr
         results[processes] = (weights(out), metrics(out)[-1])

@@ -1,0 +1,1 @@
+"""The arithmetic of word-level distillation, dense and fused. Imports torch alone, no fairseq."""

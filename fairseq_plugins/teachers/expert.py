@@ -1,0 +1,260 @@
+"""Frozen teachers: loaded safely, run in evaluation and inference mode on their own sentences only."""
+
+from __future__ import annotations
+
+import copy
+import logging
+import math
+from argparse import Namespace
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from fairseq import checkpoint_utils
+from fairseq.data import Dictionary
+from fairseq.data.multilingual.multilingual_data_manager import MultilingualDatasetManager
+from fairseq.dataclass.utils import omegaconf_no_object_check
+from fairseq.models import ARCH_MODEL_NAME_REGISTRY
+from fairseq.tasks.translation import TranslationConfig, TranslationTask
+from omegaconf import OmegaConf, open_dict
+from torch import Tensor, nn
+
+from ..errors import UserError
+from ..losses.word_level import ProjectedLogits, SoftLabels
+from ..multilingual.language_tokens import Batch, LanguageTokens, Layout, realign
+from ..multilingual.routes import tokens_of_pair
+from ..multilingual.stock_options import as_namespace
+from .output_layer import plain_output_layer
+from .safe_checkpoint import literal_options, read_checkpoint
+from .vocabularies import check_identical, load_dictionary
+
+logger = logging.getLogger(__name__)
+
+BILINGUAL_TASKS = ("translation", "translation_kd")
+MULTILINGUAL_TASKS = ("translation_multi_simple_epoch", "multilingual_translation_kd")
+# models that open no other file and run no option as a program while they are built
+MODELS = ("transformer", "transformer_align", "lightconv", "lstm")
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """The student's dictionaries for one language pair as files, before language tokens are appended to them."""
+
+    source_lang: str
+    target_lang: str
+    source_path: str
+    target_path: str
+
+
+class Teacher:
+    """One expert, or an ensemble of them, for one language pair.
+
+    It is no `nn.Module` and hangs on the task, so that its weights are never in the student's optimizer, checkpoint or
+    gradient buckets.
+    """
+
+    def __init__(
+        self, members: list[nn.Module], dictionary: Dictionary, shared_entries: int, language_tokens: LanguageTokens
+    ) -> None:
+        """
+        Args:
+            members: models; the probabilities of several are averaged.
+            dictionary: of the target language, with the teacher's own language tokens.
+            shared_entries: its first so many entries are the student's, too.
+            language_tokens: those that the teacher expects for this pair.
+        """
+        self.members = nn.ModuleList(members).eval().requires_grad_(False)
+        self.dictionary = dictionary
+        self.shared_entries = shared_entries
+        self.language_tokens = language_tokens
+        limits = [model.max_positions() for model in members]
+        self.max_source = min(limit[0] for limit in limits)
+        self.max_target = min(limit[1] for limit in limits)
+
+    def to(self, device: torch.device, dtype: torch.dtype) -> None:
+        self.members.to(device=device, dtype=dtype)
+
+    def soft_labels(
+        self, batch: Batch, sentences: Tensor, layout: Layout, student_tokens: LanguageTokens, strength: float = 1.0
+    ) -> SoftLabels:
+        """The teacher's predictions for every word of its sentences.
+
+        Sentences longer than the teacher can read get none, and so are trained on labels alone.
+
+        Args:
+            batch: all B sentences as the student sees them.
+            sentences: ascending rows of those that this teacher teaches.
+            student_tokens: language tokens that the student's sentences of this pair wear.
+            strength: passed on.
+        """
+        if batch.source.size(1) >= self.max_source or batch.target.size(1) >= self.max_target:
+            # one position is kept free for a language token of the teacher's own
+            fits = batch.source.ne(layout.pad).sum(1).lt(self.max_source)
+            fits &= batch.target.ne(layout.pad).sum(1).lt(self.max_target)
+            sentences = sentences[fits[sentences]]
+        own, spoken, shift = realign(batch.pick(sentences), layout, student_tokens, self.language_tokens)
+        rows, columns = spoken.nonzero(as_tuple=True)
+        return SoftLabels(sentences[rows], columns + shift, self._logits(own, layout, rows, columns), strength)
+
+    @torch.inference_mode()
+    def _logits(self, batch: Batch, layout: Layout, rows: Tensor, columns: Tensor) -> Tensor | ProjectedLogits:
+        """(R, shared entries): logits of one model, or log of the averaged probabilities of several.
+
+        The logits of one model with a plain output layer are left to be projected, chunk by chunk, by the loss.
+        """
+        inputs = {
+            "src_tokens": batch.source,
+            "src_lengths": batch.source.ne(layout.pad).sum(dim=1),
+            "prev_output_tokens": batch.decoder_input,
+        }
+
+        def spoken(output: Tensor) -> Tensor:
+            """(R, ...) of (B, length, ...)"""
+            return output[rows, columns] if len(rows) < batch.target.numel() else output.flatten(0, 1)
+
+        # entries that the student lacks are language tokens of the teacher's: never a word's prediction
+        shared = slice(self.shared_entries)
+        if len(self.members) == 1:
+            (model,) = self.members
+            layer, _ = plain_output_layer(model)
+            if layer is None:
+                return spoken(model(**inputs)[0][:, :, shared])
+            features = spoken(model(**inputs, features_only=True)[0])
+            return ProjectedLogits(features, layer.weight[shared], None if layer.bias is None else layer.bias[shared])
+        averaged = None
+        for model in self.members:
+            logits = spoken(model(**inputs)[0][:, :, shared])
+            lprobs = torch.log_softmax(logits.float(), dim=-1) - math.log(len(self.members))
+            averaged = lprobs if averaged is None else torch.logaddexp(averaged, lprobs, out=averaged)
+        return averaged
+
+
+def load_teacher(paths: str, vocabulary: Vocabulary, left_pad_source: bool = True) -> Teacher:
+    """Loads the checkpoints `PATH` or `PATH:PATH:...` (an ensemble) on the CPU.
+
+    Args:
+        paths: fairseq checkpoints of the tasks in `BILINGUAL_TASKS` or `MULTILINGUAL_TASKS`.
+        vocabulary: the student's, for the pair to teach.
+        left_pad_source: side on which the student's batches pad the source (recurrent encoders need to know).
+
+    Raises:
+        UserError: a file is missing, unsafe or no translation model, or its vocabulary is not the student's.
+    """
+    members, experts = [], []
+    # an expert's random initial weights are overwritten, but must not shift the student's random numbers
+    with torch.random.fork_rng(devices=[]):
+        for path in paths.split(":"):
+            model, *expert = _load_expert(path, vocabulary, left_pad_source)
+            members.append(model)
+            experts.append(expert)
+    (dictionary, shared_entries, tokens), *others = experts
+    for other_dictionary, _, other_tokens in others:
+        if other_tokens != tokens or other_dictionary != dictionary:
+            raise UserError(f"the models of the ensemble {paths} expect different language tokens: use one kind only")
+    return Teacher(members, dictionary, shared_entries, tokens)
+
+
+def _load_expert(
+    path: str, vocabulary: Vocabulary, left_pad_source: bool
+) -> tuple[nn.Module, Dictionary, int, LanguageTokens]:
+    state = read_checkpoint(path)
+    # by far the largest part, and of no use here
+    state.pop("last_optimizer_state", None)
+    try:
+        with literal_options():
+            return _rebuilt_expert(path, _upgraded(state), vocabulary, left_pad_source)
+    except Exception as problem:  # weights or options that fairseq cannot make a model of: it stumbles in many ways
+        first_line = str(problem).splitlines()[0] if str(problem) else ""
+        raise UserError(
+            f"cannot rebuild teacher {path} from its options and weights with the student's dictionary: "
+            f"{type(problem).__name__}: {first_line}"
+        ) from None
+
+
+def _rebuilt_expert(
+    path: str, state: dict[str, Any], vocabulary: Vocabulary, left_pad_source: bool
+) -> tuple[nn.Module, Dictionary, int, LanguageTokens]:
+    options, model_options = state["cfg"].task, state["cfg"].model
+    task_name = getattr(options, "_name", None) or getattr(options, "task", None)
+    if task_name not in BILINGUAL_TASKS + MULTILINGUAL_TASKS:
+        raise UserError(
+            f"teacher {path} was trained with --task {task_name}; a teacher can be of one of the tasks "
+            f"{', '.join(BILINGUAL_TASKS + MULTILINGUAL_TASKS)}"
+        )
+    arch = getattr(model_options, "_name", None) or getattr(model_options, "arch", None)
+    if ARCH_MODEL_NAME_REGISTRY.get(arch) not in MODELS:
+        raise UserError(f"teacher {path} has --arch {arch}; a teacher can be any architecture of {', '.join(MODELS)}")
+    with open_dict(model_options) if OmegaConf.is_config(model_options) else nullcontext():
+        # pretrained embeddings are in the checkpoint by now, and their files need not be here
+        model_options.encoder_embed_path = model_options.decoder_embed_path = None
+
+    source = _same_dictionary(path, options, "source", vocabulary.source_lang, vocabulary.source_path)
+    target = _same_dictionary(path, options, "target", vocabulary.target_lang, vocabulary.target_path)
+    shared_entries = len(target)
+    tokens = LanguageTokens()
+    if task_name in MULTILINGUAL_TASKS:
+        source, target, tokens = _own_language_tokens(path, options, vocabulary, source, target)
+
+    # stands in for the teacher's own task, whose data need not be here: a model asks it for its dictionaries only
+    task = TranslationTask(TranslationConfig(left_pad_source=left_pad_source), source, target)
+    (model,), _, _ = checkpoint_utils.load_model_ensemble_and_task([path], task=task, state=state)
+    if getattr(model.decoder, "adaptive_softmax", None) is not None:
+        raise UserError(f"teacher {path} uses an adaptive softmax, which gives no logits; use a model without one")
+    return model, target, shared_entries, tokens
+
+
+def _upgraded(state: dict[str, Any]) -> dict[str, Any]:
+    """Options as fairseq's own loader would hand them on, checkpoints of older versions included."""
+    if state.get("cfg"):
+        with omegaconf_no_object_check():
+            state["cfg"] = OmegaConf.create(state["cfg"])
+    return checkpoint_utils._upgrade_state_dict(state)
+
+
+def _same_dictionary(path: str, options: Any, side: str, lang: str, student_path: str) -> Dictionary:
+    """The teacher's dictionary for one side of the pair, known to list the same entries as the student's.
+
+    It is looked for where the teacher's training found it: the file named in its options, else `dict.LANG.txt` in the
+    data folder recorded there, else next to the checkpoint. A teacher that came without any is taken at its word.
+    """
+    named = getattr(options, "fixed_dictionary", None) or getattr(options, f"{side}_dict", None)
+    own_lang = getattr(options, f"{side}_lang", None)
+    if own_lang not in (None, lang):
+        logger.warning(f"teacher {path} was trained with {side} language {own_lang} and now teaches {lang}")
+    folders = [Path(str(options.data).split(":")[0]), Path(path).parent]
+    candidates = [Path(named)] if named else [folder / f"dict.{own_lang or lang}.txt" for folder in folders]
+    student = load_dictionary(student_path)
+    for candidate in candidates:
+        if candidate.is_file():
+            teacher = load_dictionary(str(candidate))
+            check_identical(student, student_path, teacher, str(candidate))
+            return teacher
+    logger.warning(
+        f"no dictionary of teacher {path} found ({', '.join(map(str, candidates))}): assuming that it is {student_path}"
+    )
+    return student
+
+
+def _own_language_tokens(
+    path: str, options: Any, vocabulary: Vocabulary, source: Dictionary, target: Dictionary
+) -> tuple[Dictionary, Dictionary, LanguageTokens]:
+    """A multilingual teacher's dictionaries with its language tokens appended, and which of them this pair wears."""
+    options = copy.deepcopy(options) if isinstance(options, Namespace) else as_namespace(options)
+
+    target_path = str(Path(options.data.split(":")[0]) / f"dict.{vocabulary.target_lang}.txt")
+
+    def load(dictionary_path: str) -> Dictionary:
+        return copy.deepcopy(target if dictionary_path in (options.target_dict, target_path) else source)
+
+    langs, dictionaries, _ = MultilingualDatasetManager.prepare(load, options)
+    if f"{vocabulary.source_lang}-{vocabulary.target_lang}" not in options.lang_pairs:
+        raise UserError(
+            f"teacher {path} was trained on {','.join(options.lang_pairs)}: it cannot teach "
+            f"{vocabulary.source_lang}-{vocabulary.target_lang}"
+        )
+    manager = MultilingualDatasetManager(options, options.lang_pairs, langs, dictionaries, sampling_method=None)
+    source = manager.get_source_dictionary(vocabulary.source_lang)
+    target = manager.get_target_dictionary(vocabulary.target_lang)
+    return source, target, tokens_of_pair(manager, "main", vocabulary.source_lang, vocabulary.target_lang)

@@ -1,0 +1,1 @@
+"""The experiments that drive both halves: set-up, demo, recipes, studies, benchmarks, translation commands."""

@@ -1,0 +1,1 @@
+"""Benchmarks: one command for each thing that has to be fast, measured side by side with a named baseline."""

@@ -1,0 +1,1 @@
+"""The demo on built-in real data: images (scanned digits) and translation (phrases of the Unicode CLDR)."""

@@ -1,0 +1,1 @@
+"""What recipes, demos and studies share: the runner of jobs, the alpha x T table, shell functions."""

@@ -1,0 +1,1 @@
+"""Commands for translation: prepare, train, store, translate, score."""

@@ -1,0 +1,1 @@
+"""What the translation commands share. Imports fairseq_plugins, never a command."""

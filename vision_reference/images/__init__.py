@@ -1,0 +1,1 @@
+"""From files to batches of images: folders, decoding, augmentation, order, loaders. Knows nothing of soft labels."""

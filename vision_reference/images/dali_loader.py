@@ -1,0 +1,276 @@
+"""The same batches as ``loaders.TorchvisionLoader``, decoded and augmented by NVIDIA DALI on the CPU or the GPU.
+
+Order, seeds and split over processes come from the same samplers. What is random is computed from each sample's seed
+(``dali_views``) and only executed by DALI or torch, so that the pixels are a function of (run's seed, epoch, image) and
+neither of the number of processes nor of where a run was resumed. Crops are those of the same distribution as
+torchvision's, not the very same ones; evaluation shows the same pixels to rounding.
+"""
+
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vision_reference.errors import UserError
+from vision_reference.images.dali_views import EvaluationView, TrainingView
+from vision_reference.images.decoding import read_encoded
+from vision_reference.images.folders import Sample, read_image
+from vision_reference.images.presets import Normalize
+from vision_reference.images.samplers import EvalBatchSampler, TrainBatchSampler
+
+_READ_AHEAD = 2  # batches whose files are being read while DALI works on the ones before
+_QUEUE = 2  # batches that DALI keeps ready
+
+
+def load_dali():
+    """The module ``nvidia.dali`` with all that is used of it (``fn``, ``types``, ``math``, ``plugin.pytorch``).
+
+    Raises:
+        UserError: DALI is not installed.
+    """
+    try:
+        import nvidia.dali.plugin.pytorch
+    except ImportError:
+        raise UserError(
+            "--loader dali needs NVIDIA DALI: run scripts/setup.sh --dali, or install "
+            "nvidia-dali-cuda110==1.34.0 or nvidia-dali-cuda120 with pip; or use --loader torchvision"
+        ) from None
+    return nvidia.dali
+
+
+@dataclass(frozen=True)
+class Batch:
+    """A batch on its way through DALI.
+
+    Attributes:
+        keys: B pairs (index, seed).
+        sizes: (B, 2) heights and widths of the files' images in pixels.
+        values: what the view chose for each, see ``TrainingView.arguments``.
+        inputs: what DALI reads without a copy of its own, kept alive here.
+    """
+
+    keys: list[tuple[int, int]]
+    sizes: np.ndarray
+    values: dict[str, np.ndarray]
+    inputs: list
+
+
+class DaliLoader:
+    """Batches of (images, labels) from files, through DALI; the contract is that of ``TorchvisionLoader``.
+
+    Args:
+        samples: (path, label) pairs.
+        batches: which samples a step of this process holds, and their seeds.
+        view: what is shown of an image.
+        threads: that read files, decode and resize on the CPU.
+        mean, std: per channel, of pixels scaled to 0..1.
+        device, memory_format: of the images handed out.
+        decode_on: "cpu", or "gpu" for DALI's decoder on ``device``.
+        finish_with: "torch", or "dali" for its graph; None: torch where images are decoded on the CPU and the view
+            allows it.
+
+    Raises:
+        UserError: DALI is not installed, or ``decode_on`` is "gpu" without a GPU; while iterating: a file that cannot
+            be read or decoded, with its path.
+    """
+
+    def __init__(
+        self,
+        samples: Sequence[Sample],
+        batches: TrainBatchSampler | EvalBatchSampler,
+        view: TrainingView | EvaluationView,
+        *,
+        threads: int,
+        mean: Sequence[float],
+        std: Sequence[float],
+        device: torch.device,
+        memory_format: torch.memory_format,
+        decode_on: str,
+        finish_with: str | None = None,
+    ) -> None:
+        if decode_on == "gpu" and device.type != "cuda":
+            raise UserError("--dali-device gpu needs a GPU to train on; use --dali-device cpu")
+        load_dali()
+        self.samples = samples
+        self.batches = batches
+        self.view = view
+        self.threads = max(1, threads)
+        self.mean, self.std = mean, std
+        self.normalize = Normalize(mean, std, device)
+        self.device = device
+        self.memory_format = memory_format
+        self.decode_on = decode_on
+        in_dali = decode_on == "gpu" or view.needs_dali_after_decoding
+        self.finish_with = finish_with or ("dali" if in_dali else "torch")
+        self._pipeline = None
+        self._files: Iterator[list] = iter(())
+        self._in_flight: deque[Batch] = deque()
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    @property
+    def step_sizes(self) -> list[int]:
+        return self.batches.step_sizes
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch whose order and augmentation the next iteration yields."""
+        self.batches.set_epoch(epoch)
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        # An iteration that is not carried to its end leaves batches in the pipeline, so it takes the pipeline with it.
+        pipeline, self._pipeline = self._pipeline or self._build(), None
+        self._in_flight.clear()
+        with ThreadPoolExecutor(self.threads) as readers:
+            self._files = self._read_ahead(readers)
+            while True:
+                try:
+                    (images,) = pipeline.run()
+                except StopIteration:
+                    break
+                except RuntimeError as error:
+                    raise self._explained(error) from error
+                batch = self._in_flight.popleft()
+                if self.finish_with == "torch":
+                    finished = self._finished(images, batch.values, readers)
+                else:
+                    finished = self._copied(images)
+                yield finished, self.targets(batch).to(self.device, non_blocking=True)
+        pipeline.reset()
+        self._pipeline = pipeline
+
+    def targets(self, batch: Batch) -> Tensor:
+        """What is handed out beside the images of a batch: the labels (B,)."""
+        return torch.tensor([self.samples[index][1] for index, _ in batch.keys])
+
+    def _read_ahead(self, readers: ThreadPoolExecutor) -> Iterator[list]:
+        """Inputs of DALI's pipeline, batch by batch, the files of the next ones being read meanwhile."""
+        waiting: deque = deque()
+        for keys in self.batches:
+            paths = [self.samples[index][0] for index, _ in keys]
+            shares = [paths[start :: self.threads] for start in range(self.threads)]
+            waiting.append((keys, [readers.submit(_read_all, share) for share in shares]))
+            if len(waiting) > _READ_AHEAD:
+                yield self._inputs(*waiting.popleft())
+        while waiting:
+            yield self._inputs(*waiting.popleft())
+
+    def _inputs(self, keys: list[tuple[int, int]], jobs: list) -> list:
+        files: list = [None] * len(keys)
+        for start, job in enumerate(jobs):
+            files[start :: self.threads] = job.result()
+        sizes = np.array([size for _, size in files], dtype=np.int64)
+        values = self._arguments(keys, sizes)
+        inputs = [[data for data, _ in files], *self._for_dali(values).values()]
+        self._in_flight.append(Batch(keys, sizes, values, inputs))
+        return inputs
+
+    def _arguments(self, keys: list[tuple[int, int]], sizes: np.ndarray) -> dict[str, np.ndarray]:
+        seeds = np.array([seed for _, seed in keys], dtype=np.uint64)
+        return self.view.arguments(sizes, seeds, np.array([index for index, _ in keys]))
+
+    def _for_dali(self, values: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Those of a batch's arguments that DALI's graph takes."""
+        names = self.view.decoder_arguments if self.finish_with == "torch" else values
+        return {name: values[name] for name in names}
+
+    def _build(self):
+        dali = load_dali()
+        fn, types = dali.fn, dali.types
+        on_gpu = self.device.type == "cuda"
+        # A batch of the first two indices tells the names; every batch has the same.
+        names = list(self._for_dali(self._arguments([(0, 0), (0, 0)], np.full((2, 2), 512))))
+        largest = max((len(keys) for keys in self.batches), default=1)
+        pipeline = dali.Pipeline(
+            batch_size=largest,
+            num_threads=self.threads,
+            device_id=self.device.index if on_gpu else None,
+            prefetch_queue_depth=_QUEUE,
+        )
+        with pipeline:
+            # Not copied: what DALI reads stays in self._in_flight until its batch is out.
+            encoded, *rest = fn.external_source(
+                source=lambda: next(self._files), num_outputs=1 + len(names), batch=True, no_copy=True
+            )
+            values = dict(zip(names, rest, strict=True))
+            decoder, crop = fn.decoders.image, {name: values[name] for name in self.view.decoder_arguments}
+            if crop:
+                decoder, crop["axes"] = fn.decoders.image_slice, [0, 1]
+            place = "mixed" if self.decode_on == "gpu" else "cpu"
+            images = decoder(encoded, device=place, **crop, **_as_stored(decoder))
+            if self.finish_with == "dali":
+                images = self.view.pixels(dali, images, values, lambda x: x.gpu() if on_gpu else x)
+                images = fn.crop_mirror_normalize(
+                    images,
+                    mirror=values.get("mirror", 0),
+                    mean=[255 * part for part in self.mean],
+                    std=[255 * part for part in self.std],
+                    dtype=types.FLOAT,
+                    output_layout="HWC" if self.memory_format == torch.channels_last else "CHW",
+                )
+            pipeline.set_outputs(images)
+        pipeline.build()
+        return pipeline
+
+    def _finished(self, decoded, values: dict[str, np.ndarray], workers: ThreadPoolExecutor) -> Tensor:
+        """Batch (B, C, H, W) from DALI's list of decoded parts of images."""
+        side = self.view.crop_size
+        pixels = torch.empty(len(decoded), side, side, 3, dtype=torch.uint8, pin_memory=self.device.type == "cuda")
+        rows = pixels.numpy()  # the workers are not in this thread's inference mode, where there is one
+
+        def finish(start: int) -> None:
+            for place in range(start, len(decoded), self.threads):
+                part = torch.from_numpy(np.asarray(decoded[place])).permute(2, 0, 1)
+                chosen = {name: value[place] for name, value in values.items()}
+                rows[place] = self.view.finish(part, chosen).permute(1, 2, 0).numpy()
+
+        list(workers.map(finish, range(self.threads)))
+        images = pixels.permute(0, 3, 1, 2).to(self.device, non_blocking=True)
+        return self.normalize(images.contiguous(memory_format=self.memory_format))
+
+    def _copied(self, images) -> Tensor:
+        """DALI's finished batch as a tensor (B, C, H, W) in memory that is not DALI's, which DALI would overwrite."""
+        batch = images.as_tensor()
+        if self.device.type == "cuda":
+            tensor = torch.empty(tuple(batch.shape()), dtype=torch.float32, device=self.device)
+            load_dali().plugin.pytorch.feed_ndarray(batch, tensor, cuda_stream=torch.cuda.current_stream(self.device))
+        else:
+            tensor = torch.from_numpy(np.array(batch))
+        return tensor.permute(0, 3, 1, 2) if self.memory_format == torch.channels_last else tensor
+
+    def _explained(self, error: RuntimeError) -> UserError:
+        """The user's mistake behind a failure of DALI: which file it was."""
+        for batch in self._in_flight:
+            for index, _ in batch.keys:
+                path = self.samples[index][0]
+                read_image(path)
+                if not _decodes(path):
+                    return UserError(f"DALI cannot decode {path}; convert it, or use --loader torchvision")
+        raise error
+
+
+def _read_all(paths: list[str]) -> list[tuple[np.ndarray, tuple[int, int]]]:
+    return [read_encoded(path) for path in paths]
+
+
+def _decodes(path: str) -> bool:
+    dali = load_dali()
+    pipeline = dali.Pipeline(batch_size=1, num_threads=1, device_id=None)
+    with pipeline:
+        encoded = dali.fn.external_source(source=lambda: [read_encoded(path)[0]], batch=True)
+        pipeline.set_outputs(dali.fn.decoders.image(encoded, device="cpu"))
+    pipeline.build()
+    try:
+        pipeline.run()
+    except RuntimeError:
+        return False
+    return True
+
+
+def _as_stored(decoder) -> dict[str, bool]:
+    """Newer DALIs turn images by their EXIF orientation unless told not to; torchvision and older DALIs never do."""
+    return {"adjust_orientation": False} if "adjust_orientation" in (decoder.__doc__ or "") else {}

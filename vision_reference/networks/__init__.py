@@ -1,0 +1,1 @@
+"""Networks by name, their last layers, and the files that hold their weights. Imports errors and files alone."""

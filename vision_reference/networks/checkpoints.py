@@ -1,0 +1,354 @@
+"""Checkpoints: read from anyone without trusting them, written whole or not at all.
+
+Formats read, all by unpickling nothing but weights and plain values:
+
+- ours and torchvision's recipe's: a dict with ``model`` and perhaps ``model_ema``, the network's name in ``arch`` or
+  ``args.model``;
+- the paper authors' ``*.pth.tar``: a dict with ``state_dict`` (keys prefixed ``module.``) and ``arch``;
+- a bare state dict;
+- safetensors.
+
+What ``train.py`` writes is torchvision's format with more in it:
+
+================  ===================================================================================================
+``model``         state dict of the bare network, no ``module.`` or ``_orig_mod.`` prefixes
+``model_ema``     with --model-ema: state dict of the AveragedModel (``module.`` prefixes and ``n_averaged``)
+``optimizer``     its state dict
+``lr_scheduler``  number of finished epochs, under torch's name (see ``schedules``)
+``scaler``        with fp16 autocast: the gradient scaler's state dict
+``epoch``         number of the last finished epoch, from 0
+``arch``          torchvision name of the network
+``args``          dict of the command line, plain values only
+``best``          dict with ``acc1``, ``acc5`` (percent) and ``epoch`` of the best evaluation so far
+``rng``           list with ``capture_rng()`` of every rank, in rank order
+================  ===================================================================================================
+"""
+
+import argparse
+import mmap
+import random
+import re
+import struct
+import sys
+import tarfile
+import warnings
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+
+from vision_reference.errors import UserError
+from vision_reference.files import atomic_file
+from vision_reference.networks.heads import last_layer
+
+_ACCEPTED = (
+    "a checkpoint of this project, of torchvision's recipe or of the paper's authors, a bare state dict, or safetensors"
+)
+
+
+def load_file(path: str | Path) -> object:
+    """Content of a checkpoint file, tensors on the CPU.
+
+    Only tensors, plain Python values, ``argparse.Namespace`` and numpy numbers (which become Python numbers) are
+    unpickled; whatever else a pickle may call is refused before it is called. What remains is trust in torch's reader
+    of tensors, which before torch 2.10 could be made to read or write memory out of bounds (CVE-2026-24747): take files
+    of people you do not know as safetensors.
+
+    Raises:
+        UserError: the file is missing, is no checkpoint, is cut short, or holds anything else than the above.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"there is no checkpoint file '{path}'; give the path of {_ACCEPTED}")
+    try:
+        if path.suffix == ".safetensors":
+            return safetensors.torch.load_file(path)
+        _refuse_archives_with_programs(path)
+        with torch.serialization.safe_globals(_ALLOWED_IN_PICKLES), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Detected pickle protocol", UserWarning)  # such files fail just below
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except UserError:
+        raise
+    except PermissionError as error:
+        raise UserError(f"cannot read '{path}': {error.strerror}") from None
+    except Exception as error:  # a parser of arbitrary bytes may fail in any way
+        if refused := re.search(r"GLOBAL ([\w.]+)", str(error)):
+            raise _refusal(path, refused[1]) from None
+        raise UserError(f"cannot read '{path}': damaged, cut short or no checkpoint; give {_ACCEPTED}") from None
+
+
+def read_checkpoint(path: str | Path) -> dict:
+    """A checkpoint that training can go on from: model, optimizer, lr_scheduler, epoch; ``args`` as a dict.
+
+    Raises:
+        UserError: as ``load_file``, or one of these is missing (bare weights have none, the authors' files have no
+            ``lr_scheduler``).
+    """
+    checkpoint = load_file(path)
+    keys = ("model", "optimizer", "lr_scheduler", "epoch")
+    missing = [key for key in keys if not isinstance(checkpoint, dict) or key not in checkpoint]
+    if missing:
+        raise UserError(
+            f"'{path}' has no {', '.join(missing)}, so training cannot go on from it; evaluate it with --test-only, or "
+            "start a new run from its weights with --init-weights"
+        )
+    return {**checkpoint, "args": recorded_args(checkpoint)}
+
+
+def read_weights(path: str | Path, arch: str | None, *, ema: bool = False) -> dict[str, Tensor]:
+    """State dict found in a file of any accepted format: ``weights_in(load_file(path), ...)``.
+
+    Raises:
+        UserError: as ``load_file`` and ``weights_in``.
+    """
+    return weights_in(load_file(path), arch, source=str(path), ema=ema)
+
+
+def weights_in(checkpoint: object, arch: str | None, *, source: str, ema: bool = False) -> dict[str, Tensor]:
+    """State dict inside what ``load_file`` returned, keys as the bare network has them.
+
+    Args:
+        checkpoint: content of a checkpoint file.
+        arch: torchvision name of the network that the weights are meant for; None accepts any.
+        source: names the file in errors.
+        ema: take the moving average ``model_ema`` instead of ``model``. Off by default: the plain weights are what
+            training continues from, and what files without an average hold.
+
+    Raises:
+        UserError: no weights inside (or no average with ``ema``), or the file says that they belong to another
+            network than ``arch``.
+    """
+    weights = _find_state_dict(checkpoint, source, ema)
+    found = recorded_arch(checkpoint)
+    if arch is not None and found is not None and found != arch:
+        raise UserError(f"'{source}' holds weights of {found}, not of {arch}; name the network {found} or give others")
+    for name, value in weights.items():
+        if not (isinstance(name, str) and isinstance(value, Tensor)):
+            raise UserError(f"'{source}': entry '{name}' of the weights is no tensor but {type(value).__name__}")
+    return _strip_prefixes({name: value for name, value in weights.items() if name != "n_averaged"})
+
+
+def recorded_args(checkpoint: object) -> dict:
+    """The command line that a checkpoint was trained with, as far as it says: flag names (underscores) to values."""
+    args = checkpoint.get("args") if isinstance(checkpoint, Mapping) else None
+    if isinstance(args, argparse.Namespace):
+        return vars(args)
+    return dict(args) if isinstance(args, Mapping) else {}
+
+
+def recorded_arch(checkpoint: object) -> str | None:
+    """Name of the network that a checkpoint says it holds: ``arch``, else ``args.model`` or ``args.arch``."""
+    if not isinstance(checkpoint, Mapping):
+        return None
+    args = recorded_args(checkpoint)
+    names = (checkpoint.get("arch"), args.get("model"), args.get("arch"))
+    return next((name for name in names if isinstance(name, str)), None)
+
+
+def load_weights(model: nn.Module, state_dict: Mapping[str, Tensor], source: str) -> None:
+    """Put ``state_dict`` into ``model``; every key must be there in the right shape, and no other.
+
+    The one liberty is torch's own: ``num_batches_tracked`` of batch norms may be absent (old files lack it).
+
+    Args:
+        source: names the weights in errors.
+
+    Raises:
+        UserError: something is missing, unexpected or misshapen; the model is left as it was.
+    """
+    own = model.state_dict()
+    missing = [key for key in own if key not in state_dict and not key.endswith("num_batches_tracked")]
+    unexpected = [key for key in state_dict if key not in own]
+    misshapen = [key for key in own if key in state_dict and own[key].shape != state_dict[key].shape]
+    problems = []
+    if misshapen and (head := _differing_class_counts(model, state_dict, misshapen)):
+        problems.append(f"the file has {head[0]} classes, the model {head[1]}")
+        misshapen = [key for key in misshapen if not key.startswith(head[2])]
+    if missing:
+        problems.append(f"{len(missing)} of {len(own)} missing: {_some(missing)}")
+    if unexpected:
+        problems.append(f"{len(unexpected)} unexpected: {_some(unexpected)}")
+    if misshapen:
+        shapes = [f"{key} {list(state_dict[key].shape)} instead of {list(own[key].shape)}" for key in misshapen]
+        problems.append(f"{len(misshapen)} of another shape: {_some(shapes)}")
+    if problems:
+        raise UserError(f"weights of '{source}' do not fit {type(model).__name__}: {'; '.join(problems)}")
+    model.load_state_dict(state_dict)
+
+
+def save_atomically(obj: object, path: str | Path) -> None:
+    """``torch.save`` that never leaves half a file: after a crash ``path`` holds the new content or the old one.
+
+    Also removes what an earlier process, killed while it saved under this name, left behind; so only one process may
+    save to a path.
+    """
+    path = Path(path)
+    for leftover in path.parent.glob(f".{path.name}.*.partial"):
+        leftover.unlink(missing_ok=True)
+    with atomic_file(path) as file:
+        torch.save(obj, file)
+
+
+def prune_epoch_checkpoints(output_dir: str | Path, keep: int) -> None:
+    """Remove all ``model_<epoch>.pth`` files in a folder but those of the ``keep`` (0 or more) highest epochs."""
+    epochs = {}
+    for path in Path(output_dir).iterdir():
+        if match := re.fullmatch(r"model_(\d+)\.pth", path.name):
+            epochs[path] = int(match[1])
+    newest_first = sorted(epochs, key=epochs.get, reverse=True)
+    for path in newest_first[keep:]:
+        path.unlink()
+
+
+def resolve_resume(resume: str, output_dir: str | Path) -> Path | None:
+    """The file that --resume means; None starts afresh.
+
+    Args:
+        resume: "" for none, "auto" for the last checkpoint of ``output_dir`` if there is one, else a file.
+
+    Raises:
+        UserError: the file does not exist.
+    """
+    if resume == "auto":
+        last = Path(output_dir) / "checkpoint.pth"
+        return last if last.is_file() else None
+    if not resume:
+        return None
+    if not Path(resume).is_file():
+        raise UserError(f"--resume: there is no file '{resume}'; give a checkpoint, or auto for the last one, if any")
+    return Path(resume)
+
+
+def capture_rng() -> dict:
+    """States of all random number generators of this process, as tensors and plain values.
+
+    Returns:
+        ``python``, ``torch`` and, where in use, ``numpy``; ``cuda`` has one entry per visible device (none before
+        CUDA is used).
+    """
+    version, words, gauss = random.getstate()
+    state = {
+        "python": {"version": version, "words": torch.tensor(words), "gauss": gauss},
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else [],
+    }
+    if numpy := sys.modules.get("numpy"):
+        _, words, position, has_gauss, gauss = numpy.random.get_state()
+        words = torch.tensor(words.tolist())
+        state["numpy"] = {"words": words, "position": position, "has_gauss": has_gauss, "gauss": gauss}
+    return state
+
+
+def restore_rng(state: Mapping) -> None:
+    """Set all generators to what ``capture_rng`` saw; devices that are absent here, or were there, are passed over."""
+    saved = state["python"]
+    random.setstate((saved["version"], tuple(saved["words"].tolist()), saved["gauss"]))
+    torch.set_rng_state(state["torch"])
+    for device, device_state in zip(range(torch.cuda.device_count()), state["cuda"], strict=False):
+        torch.cuda.set_rng_state(device_state, device)
+    if saved := state.get("numpy"):
+        import numpy
+
+        words = numpy.array(saved["words"].tolist(), dtype=numpy.uint32)
+        numpy.random.set_state(("MT19937", words, saved["position"], saved["has_gauss"], saved["gauss"]))
+
+
+def _find_state_dict(checkpoint: object, source: str, ema: bool) -> Mapping:
+    if not isinstance(checkpoint, Mapping):
+        raise UserError(f"'{source}' holds {type(checkpoint).__name__}, not weights; give {_ACCEPTED}")
+    if ema:
+        if not isinstance(checkpoint.get("model_ema"), Mapping):
+            raise UserError(f"'{source}' has no moving average of the weights (model_ema)")
+        return checkpoint["model_ema"]
+    for key in ("model", "state_dict"):
+        if isinstance(checkpoint.get(key), Mapping):
+            return checkpoint[key]
+    if checkpoint and all(isinstance(value, Tensor) for value in checkpoint.values()):
+        return checkpoint
+    raise UserError(f"'{source}' has no weights, only {_some([str(key) for key in checkpoint])}; give {_ACCEPTED}")
+
+
+def _strip_prefixes(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Names without what DistributedDataParallel and torch.compile put before all of them, in either order."""
+    for prefix in ("module.", "_orig_mod."):
+        if weights and all(name.startswith(prefix) for name in weights):
+            return _strip_prefixes({name.removeprefix(prefix): value for name, value in weights.items()})
+    return weights
+
+
+def _differing_class_counts(
+    model: nn.Module, state_dict: Mapping[str, Tensor], misshapen: list[str]
+) -> tuple[int, int, str] | None:
+    """Classes in the file, classes of the model, and the classifier's prefix, if that is where the two differ."""
+    name, layer = last_layer(model)
+    saved = state_dict.get(f"{name}.weight")
+    if f"{name}.weight" not in misshapen or saved.shape[1:] != layer.weight.shape[1:]:
+        return None
+    return len(saved), len(layer.weight), f"{name}."
+
+
+def _some(names: list[str], shown: int = 3) -> str:
+    return ", ".join(names[:shown]) + (", ..." if len(names) > shown else "")
+
+
+def _refuse_archives_with_programs(path: Path) -> None:
+    """torch before 2.6 runs TorchScript archives and unpacks tar archives even where only weights are asked for.
+
+    The tell-tale name is looked for in the raw bytes (names in a zip file's directory are never compressed), because
+    two readers of a forged zip file may see two directories.
+    """
+    if tarfile.is_tarfile(path):
+        raise _refusal(path, "a tar archive")
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        if content.find(b"/constants.pkl") >= 0:
+            raise _refusal(path, "a TorchScript program")
+
+
+def _refusal(path: Path, what: str) -> UserError:
+    return UserError(
+        f"refused '{path}': loading it could run code of its author's choice ({what}); allowed in a checkpoint: "
+        "tensors, plain values, argparse.Namespace, numpy numbers"
+    )
+
+
+# What Python's struct calls the types of numpy's numbers.
+_STRUCT_CODES = {"b1": "?", "i1": "b", "i2": "h", "i4": "i", "i8": "q", "f2": "e", "f4": "f", "f8": "d"}
+_STRUCT_CODES |= {"u1": "B", "u2": "H", "u4": "I", "u8": "Q"}
+
+
+class _NumpyType:
+    """Stands in for numpy.dtype while unpickling, so that a file can build nothing but a number's type.
+
+    Pickles of numpy numbers call ``numpy.dtype(code, False, True)`` and then set a state whose second entry is the
+    byte order. Being independent of numpy, this reads the files of numpy 1 and 2 alike.
+    """
+
+    def __init__(self, code: str, *_: object) -> None:
+        self.struct_code = _STRUCT_CODES[code]
+        self.order = "<"
+
+    def __setstate__(self, state: tuple) -> None:
+        self.order = ">" if state[1] == ">" else "<"
+
+
+def _answering_to(name: str, stand_in: Callable) -> Callable:
+    """``stand_in`` under the full name by which pickles call for it; torch's allow-list goes by these attributes."""
+    stand_in.__module__, stand_in.__name__ = name.rsplit(".", 1)
+    stand_in.__qualname__ = stand_in.__name__
+    return stand_in
+
+
+def _number_maker(name: str) -> Callable[[_NumpyType, bytes], float]:
+    """Stand-in for numpy's function ``name``, which makes a number of its type and bytes: a Python number instead."""
+    return _answering_to(name, lambda kind, data: struct.unpack(kind.order + kind.struct_code, data)[0])
+
+
+_ALLOWED_IN_PICKLES = [
+    argparse.Namespace,
+    _answering_to("numpy.dtype", _NumpyType),
+    _number_maker("numpy.core.multiarray.scalar"),  # numpy 1
+    _number_maker("numpy._core.multiarray.scalar"),  # numpy 2
+]

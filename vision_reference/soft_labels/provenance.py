@@ -1,0 +1,96 @@
+"""What a store of soft labels was made from, in a form that tells whether a run is about the same."""
+
+import argparse
+import hashlib
+import os
+from importlib import metadata
+
+import torch
+from torch import nn
+
+from vision_reference.errors import UserError
+from vision_reference.images.folders import Sample
+from vision_reference.images.presets import PRESETS
+
+# The flags that, with a view's seed, decide on its pixels.
+_PIXEL_FLAGS = (
+    "loader", "preset", "train_crop_size", "interpolation", "backend", "use_v2", "auto_augment", "ra_magnitude",
+    "augmix_severity", "random_erase",
+)  # fmt: skip
+
+
+def pixel_flags(args: argparse.Namespace) -> dict:
+    """The flags that, with a view's seed, decide on its pixels; None for those that are idle."""
+    idle = {"ra_magnitude": args.auto_augment != "ra", "augmix_severity": args.auto_augment != "augmix"}
+    return {name: None if idle.get(name) else getattr(args, name) for name in _PIXEL_FLAGS}
+
+
+def check_pixels(stored: dict, given: dict, folder: str) -> None:
+    """Refuses flags under which a student would see other pixels than the teacher of the store ``folder`` saw.
+
+    Views stored through torchvision may be shown through DALI where cropping and mirroring is all that happens: then
+    the stored boxes say it all.
+
+    Raises:
+        UserError: names the flag, the stored and the given value.
+    """
+    for name in _PIXEL_FLAGS:
+        if stored.get(name) == given[name] or (name == "loader" and _boxes_say_it_all(stored, given)):
+            continue
+        flag = "--" + name.replace("_", "-")
+        raise UserError(
+            f"{folder} was stored with {flag} {stored.get(name)}, but {flag} {given[name]} is given; the student must "
+            "see what the teacher saw: give the stored value, or store anew"
+        )
+
+
+def _boxes_say_it_all(stored: dict, given: dict) -> bool:
+    preset = PRESETS[given["preset"]]
+    more = (preset.shift, preset.rotation, preset.grayscale, preset.brightness, preset.contrast)
+    return (stored.get("loader"), given["loader"]) == ("torchvision", "dali") and not any(more)
+
+
+def describe_data(samples: list[Sample], classes: int) -> dict:
+    """Number of images and classes, and the SHA-256 of the list of relative paths, file sizes and labels, in order.
+
+    Cheap: no file is opened, so a changed image of the same size goes unnoticed.
+
+    Raises:
+        UserError: a file is gone.
+    """
+    paths = [path for path, _ in samples]
+    root = os.path.commonpath([os.path.dirname(min(paths)), os.path.dirname(max(paths))])  # so it is that of all
+    digest = hashlib.sha256()
+    try:
+        for path, label in samples:
+            digest.update(f"{path[len(root) :]}\0{os.stat(path).st_size}\0{label}\n".encode(errors="surrogateescape"))
+    except OSError as error:
+        raise UserError(f"cannot read {error.filename} ({error.strerror})") from None
+    return {
+        "images": len(samples),
+        "classes": classes,
+        "sha256": digest.hexdigest(),
+        "covers": "relative paths, file sizes and labels of the training images in order, not their contents",
+    }
+
+
+def hash_weights(model: nn.Module) -> str:
+    """SHA-256 of all weights and buffers by name, the same for any file that holds them."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        if not name.endswith("num_batches_tracked"):  # serves training only, and old files lack it
+            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+            digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def versions(loader: str) -> dict[str, str]:
+    """Versions of what decodes and augments: pixels are the same to the bit under the same ones."""
+    names = ["torch", "torchvision", "pillow"]
+    if loader == "dali":
+        names += sorted(name for name in _installed() if name.startswith("nvidia-dali-"))
+    return {name: metadata.version(name) for name in names}
+
+
+def _installed() -> set[str]:
+    return {(distribution.metadata["Name"] or "").lower() for distribution in metadata.distributions()}
