@@ -8,7 +8,8 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 source scripts/lib/uv.sh
 
 compile=("$UV" pip compile --quiet pyproject.toml --python-version 3.10 --generate-hashes --no-emit-index-url
-         --custom-compile-command "bash scripts/lock.sh" --extra translation --extra dev "$@")
+         --custom-compile-command "bash scripts/lock.sh" --extra translation --extra dev
+         --extra timm --extra export --extra track --extra slurm --extra hub "$@")
 "${compile[@]}" --output-file requirements/python3.10.txt
 mapfile -t locked < <(grep -oE '^[A-Za-z0-9_.-]+==' requirements/python3.10.txt | tr -d '=')
 for extra in dali dali-cuda120; do

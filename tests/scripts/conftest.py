@@ -43,7 +43,7 @@ def counting_text(language: str, lines: int, seed: int) -> list[str]:
 
 @pytest.fixture(scope="session")
 def run_script() -> Callable[..., subprocess.CompletedProcess]:
-    """Run a script of scripts/ (by itself one of scripts/nmt/) as its users do; hyper-parameters as keyword arguments go into the environment."""
+    """Run a script of scripts/nmt/, or with its folder of scripts/; keyword arguments go into the environment."""
 
     def run(name: str, *arguments: object, **variables: object) -> subprocess.CompletedProcess:
         program = "bash" if name.endswith(".sh") else sys.executable

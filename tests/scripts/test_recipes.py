@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from scripts.lib.alpha_t_table import PAPER, cells_by_student, format_table
+
 ROOT = Path(__file__).resolve().parents[2]
 
-from scripts.lib.alpha_t_table import PAPER, cells_by_student, format_table
 
 # The paper's values, written down once more from its table; flags without a value are True.
 SGD = {"--opt": "sgd", "--momentum": "0.9", "--lr-scheduler": "steplr", "--lr-gamma": "0.1"}

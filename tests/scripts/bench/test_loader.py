@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-ROOT = Path(__file__).resolve().parents[3]
-
 from scripts.bench import loader as bench_loader
+
+ROOT = Path(__file__).resolve().parents[3]
 
 
 def test_every_way_goes_through_all_images_each_round(tmp_path):
