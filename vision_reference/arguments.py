@@ -112,6 +112,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
                 name = "--" + flag.replace("_", "-")
                 raise UserError(f"{name} was given without --teacher; name the teacher's network or drop {name}")
     _check_soft_labels(args)
+    if args.label_smoothing and args.max_suppression:
+        raise UserError("--label-smoothing and --max-suppression hold down the same confidence; give one")
     if args.weights and args.init_weights:
         raise UserError("--weights and --init-weights both say where the model starts; give one")
     if args.lr_warmup_per_step and not args.lr_warmup_epochs:
@@ -350,6 +352,14 @@ def _add_distillation(group) -> None:
         default=0.0,
         metavar="ALPHA",
         help="share of each label spread evenly over all classes (default: 0)",
+    )
+    group.add_argument(
+        "--max-suppression",
+        type=_share,
+        default=0.0,
+        metavar="ALPHA",
+        help="instead of --label-smoothing: MaxSup, which adds ALPHA * (largest logit - mean logit) to the cross "
+        "entropy and so holds down what the network believes most, right or wrong (default: 0)",
     )
 
 

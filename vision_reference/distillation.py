@@ -44,18 +44,28 @@ def kd_divergence(student_logits: Tensor, teacher_logits: Tensor, temperature: f
     return (temperature**2 * divergence).to(_loss_type(student_logits))
 
 
-def label_loss(logits: Tensor, targets: Tensor, label_smoothing: float) -> Tensor:
-    """Cross entropy with label smoothing: the one-hot target becomes ``(1 - alpha) * y + alpha / K``.
+def label_loss(logits: Tensor, targets: Tensor, label_smoothing: float, max_suppression: float = 0.0) -> Tensor:
+    """Cross entropy with label smoothing, or with the largest logit held down instead of the true one.
+
+    Label smoothing replaces the one-hot target by ``(1 - alpha) * y + alpha / K``, which is the same as adding
+    ``alpha * (z_true - mean(z))`` to the plain cross entropy. MaxSup (Zhou et al. 2025, arXiv 2502.15798, section 3)
+    adds ``alpha * (max(z) - mean(z))``: where the network is right the two are equal, where it is wrong smoothing
+    pushes the true logit down further while MaxSup pushes down the wrong one that leads.
 
     Args:
         logits: (B, K), any floating type.
         targets: (B,) class numbers, or (B, K) class probabilities (mixed images).
-        label_smoothing: alpha, from 0 to 1.
+        label_smoothing: alpha of label smoothing, from 0 to 1.
+        max_suppression: alpha of MaxSup, from 0 to 1.
 
     Returns:
         Scalar mean over the batch, float32 (float64 for float64 input).
     """
-    return F.cross_entropy(logits.to(_loss_type(logits)), targets, label_smoothing=label_smoothing)
+    logits = logits.to(_loss_type(logits))
+    loss = F.cross_entropy(logits, targets, label_smoothing=label_smoothing)
+    if max_suppression:
+        loss = loss + max_suppression * (logits.amax(dim=1) - logits.mean(dim=1)).mean()
+    return loss
 
 
 class Losses(NamedTuple):
@@ -74,6 +84,7 @@ def distillation_loss(
     temperature: float,
     kd_weight: float,
     label_smoothing: float,
+    max_suppression: float = 0.0,
 ) -> Losses:
     """``kd_weight * T^2 * KL + (1 - kd_weight) * cross entropy``; plain cross entropy where there is no teacher.
 
@@ -84,8 +95,9 @@ def distillation_loss(
         temperature: T > 0.
         kd_weight: lambda, from 0 to 1.
         label_smoothing: alpha of the student's own labels, from 0 to 1.
+        max_suppression: alpha of MaxSup in the student's own cross entropy, see ``label_loss``.
     """
-    ce = label_loss(student_logits, targets, label_smoothing)
+    ce = label_loss(student_logits, targets, label_smoothing, max_suppression)
     if teacher_logits is None:
         return Losses(ce, torch.zeros_like(ce), ce)
     kd = kd_divergence(student_logits, teacher_logits, temperature)

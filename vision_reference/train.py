@@ -67,6 +67,7 @@ def train_one_epoch(
                 temperature=args.kd_temperature,
                 kd_weight=args.kd_weight,
                 label_smoothing=args.label_smoothing,
+                max_suppression=args.max_suppression,
             )
         # DDP averages over processes; where their shares of the step differ in size, each counts by its images.
         share = len(images) * machine.rank.world_size / loader.step_sizes[step]
@@ -93,7 +94,9 @@ def train_one_epoch(
 
 
 @torch.inference_mode()
-def evaluate(model: nn.Module, loader: Loader, machine: Machine, label_smoothing: float) -> dict[str, float]:
+def evaluate(
+    model: nn.Module, loader: Loader, machine: Machine, label_smoothing: float, max_suppression: float = 0.0
+) -> dict[str, float]:
     """Exact loss, top-1 and top-5 (acc1, acc5; percent): every sample counts once, on any number of processes."""
     model.eval()
     distributed.share_buffers(model)
@@ -101,7 +104,7 @@ def evaluate(model: nn.Module, loader: Loader, machine: Machine, label_smoothing
     for images, labels in loader:
         with machine.autocast():
             logits = model(images)
-        loss = label_loss(logits, labels, label_smoothing) * len(labels)
+        loss = label_loss(logits, labels, label_smoothing, max_suppression) * len(labels)
         counts = [
             loss,
             correct_in_top(logits, labels, 1),
@@ -160,7 +163,7 @@ def main(args: argparse.Namespace) -> None:
     check_input_sizes("student" if args.teacher or args.soft_labels else "model", args.model, model, sizes)
     model.to(machine.device, memory_format=machine.memory_format)
     if args.test_only:
-        result = evaluate(model, val_loader, machine, args.label_smoothing)
+        result = evaluate(model, val_loader, machine, args.label_smoothing, args.max_suppression)
         rank.say(f"Test: loss {result['loss']:.4f}  Acc@1 {result['acc1']:.3f}  Acc@5 {result['acc5']:.3f}")
         return
 
@@ -194,7 +197,7 @@ def main(args: argparse.Namespace) -> None:
         trained = train_one_epoch(learner, train_loader, machine, args, epoch)
         if not math.isfinite(trained["loss"]):
             raise UserError(f"the loss is {trained['loss']} in epoch {epoch}; lower --lr or set --clip-grad-norm")
-        val = evaluate(learner.network, val_loader, machine, args.label_smoothing)
+        val = evaluate(learner.network, val_loader, machine, args.label_smoothing, args.max_suppression)
         record = {
             "epoch": epoch,
             "lr": learner.optimizer.param_groups[0]["lr"],
@@ -208,7 +211,7 @@ def main(args: argparse.Namespace) -> None:
             "images_per_second": trained["images_per_second"],
         }
         if learner.ema is not None:
-            val = evaluate(learner.ema, val_loader, machine, args.label_smoothing)
+            val = evaluate(learner.ema, val_loader, machine, args.label_smoothing, args.max_suppression)
             record |= {"ema_val_loss": val["loss"], "ema_val_acc1": val["acc1"], "ema_val_acc5": val["acc5"]}
         if val["acc1"] > best["acc1"]:
             best = {"acc1": val["acc1"], "acc5": val["acc5"], "epoch": epoch}

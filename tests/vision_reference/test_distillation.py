@@ -194,3 +194,40 @@ def test_under_autocast_a_teacher_with_its_weights_in_bf16_answers_to_the_bit_as
     assert teacher.model.conv1.weight.dtype == torch.bfloat16
     assert network.conv1.weight.dtype == torch.float32
     assert torch.equal(teacher(images), expected)
+
+
+@given(seed=st.integers(0, 2**31), alpha=st.sampled_from([0.05, 0.1, 0.5, 1.0]), classes=st.sampled_from([2, 10, 1000]))
+@settings(max_examples=30, deadline=None)
+def test_max_suppression_equals_its_formula_in_float64(seed, alpha, classes):
+    z = logits(seed, classes=classes)
+    labels = torch.arange(6) % classes
+    z64 = z.double().numpy()
+    lse = np.log(np.exp(z64 - z64.max(1, keepdims=True)).sum(1)) + z64.max(1)
+    expected = (lse - z64[np.arange(6), labels.numpy()] + alpha * (z64.max(1) - z64.mean(1))).mean()
+    assert label_loss(z, labels, 0.0, alpha).item() == pytest.approx(expected, rel=1e-5)
+    assert label_loss(z.double(), labels, 0.0, alpha).item() == pytest.approx(expected, rel=1e-12)
+
+
+def test_max_suppression_equals_label_smoothing_where_the_network_is_right_and_exceeds_it_elsewhere():
+    z = logits(5).double()
+    right, wrong = z.argmax(1), z.argmin(1)
+    assert label_loss(z, right, 0.0, 0.1).item() == pytest.approx(label_loss(z, right, 0.1).item(), rel=1e-12)
+    gap = 0.1 * (z.amax(1) - z.gather(1, wrong[:, None])[:, 0]).mean().item()
+    assert label_loss(z, wrong, 0.0, 0.1).item() == pytest.approx(label_loss(z, wrong, 0.1).item() + gap, rel=1e-12)
+
+
+@pytest.mark.parametrize("kd_weight", [0.0, 0.3])
+def test_gradient_of_max_suppression_equals_finite_differences(kd_weight):
+    student = logits(1, batch=3, classes=5).double().requires_grad_()
+    shares = torch.softmax(logits(6, batch=3, classes=5).double(), 1)  # labels of mixed images
+    for targets in (torch.tensor([0, 3, 4]), shares):
+        total = partial(
+            distillation_loss,
+            targets=targets,
+            teacher_logits=logits(2, batch=3, classes=5).double(),
+            temperature=2.0,
+            kd_weight=kd_weight,
+            label_smoothing=0.0,
+            max_suppression=0.2,
+        )
+        assert torch.autograd.gradcheck(lambda z, total=total: total(z).total, (student,))

@@ -25,6 +25,7 @@ from vision_reference.images.samplers import EvalBatchSampler, TrainBatchSampler
 from vision_reference.learner import build_learner
 from vision_reference.loaders import MixingLoader, TeacherLoader, TorchvisionLoader
 from vision_reference.machine import Machine
+from vision_reference.networks.checkpoints import load_file
 from vision_reference.train import evaluate, train_one_epoch
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -462,3 +463,12 @@ def test_resnet_weights_of_the_authors_evaluate(train, tmp_path):
     )
     text = train("--model", "resnet18", "--test-only", "--resume", tmp_path / "a.pth.tar", "--output-dir", tmp_path)
     assert "Acc@1" in text
+
+
+def test_max_suppression_trains_is_recorded_and_excludes_label_smoothing(train, tmp_path):
+    flags = ["--model", "shufflenet_v2_x0_5", "--max-suppression", "0.1"]
+    train(*flags, "--epochs", "1", "--output-dir", tmp_path)
+    assert load_file(tmp_path / "checkpoint.pth")["args"]["max_suppression"] == 0.1
+    text = train(*flags, "--label-smoothing", "0.1", "--output-dir", tmp_path / "both", expect=2)
+    assert text.strip().count("\n") == 0
+    assert "--max-suppression" in text
