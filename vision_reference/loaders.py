@@ -55,6 +55,9 @@ class TorchvisionLoader:
             pin_memory=device.type == "cuda",
             persistent_workers=workers > 0,
             worker_init_fn=_single_thread,
+            # torch draws a seed for the workers when it starts them. Drawn from the global generator, a resumed run
+            # would draw it once more than one that was never stopped, and its dropout would differ from then on.
+            generator=torch.Generator(),
         )
 
     def __len__(self) -> int:

@@ -20,6 +20,7 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -116,6 +117,13 @@ def evaluate(
     return {"loss": loss / images, "acc1": 100 * top1 / images, "acc5": 100 * top5 / images}
 
 
+def seed_generators(seed: int) -> None:
+    """Start the global generators of torch, Python and numpy from ``seed``."""
+    torch.manual_seed(seed)
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+
+
 def fix_randomness(args: argparse.Namespace, checkpoint: dict | None, rank: distributed.Rank) -> None:
     """Settle the seed (a resumed run keeps its own) and start all generators from it."""
     if args.seed is None:
@@ -123,8 +131,7 @@ def fix_randomness(args: argparse.Namespace, checkpoint: dict | None, rank: dist
         args.seed = distributed.from_main(secrets.randbelow(2**31) if recorded is None else recorded)
         if not args.test_only:
             rank.say(f"seed {args.seed}")
-    torch.manual_seed(args.seed)
-    random.seed(args.seed)
+    seed_generators(args.seed)
     torch.backends.cudnn.benchmark = not args.use_deterministic_algorithms
     if args.use_deterministic_algorithms:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
@@ -175,7 +182,7 @@ def main(args: argparse.Namespace) -> None:
         train_loader = TeacherLoader(train_loader, teacher)
     learner = build_learner(model, args, rank, machine.device, machine.amp_dtype)
     # Processes draw differently (dropout, stochastic depth); a resumed one goes on where it stopped.
-    torch.manual_seed(combine_seeds(args.seed, rank.rank))
+    seed_generators(combine_seeds(args.seed, rank.rank))
     start_epoch, best = args.start_epoch, {"acc1": -1.0, "acc5": -1.0, "epoch": -1}
     if checkpoint:
         learner.load_state_dict(checkpoint, str(resume))

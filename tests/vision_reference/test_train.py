@@ -2,12 +2,14 @@
 
 import json
 import os
+import random
 import shutil
 import subprocess
 import sys
 from contextlib import nullcontext
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -16,6 +18,7 @@ from torch import nn
 from torchvision.models import mobilenet_v3_small, resnet18, shufflenet_v2_x0_5
 from torchvision.transforms import functional as TF
 
+from vision_reference import train as training
 from vision_reference.arguments import parse_args
 from vision_reference.distillation import Teacher
 from vision_reference.distributed import Rank
@@ -25,6 +28,7 @@ from vision_reference.images.samplers import EvalBatchSampler, TrainBatchSampler
 from vision_reference.learner import build_learner
 from vision_reference.loaders import MixingLoader, TeacherLoader, TorchvisionLoader
 from vision_reference.machine import Machine
+from vision_reference.networks import by_name
 from vision_reference.networks.checkpoints import load_file
 from vision_reference.train import evaluate, train_one_epoch
 
@@ -254,6 +258,50 @@ def test_stopped_and_resumed_equals_straight_bit_for_bit(train, student_flags, s
         for folder in (straight, tmp_path)
     ]
     assert timeless[0] == timeless[1]
+
+
+class Stopped(Exception):
+    pass
+
+
+def tiny_network_with_dropout(name, num_classes):
+    """Draws on all three global generators in every step of training."""
+
+    class NumpyDropout(nn.Module):
+        def forward(self, x):
+            return x * (np.random.rand() + random.random()) if self.training else x
+
+    dropout = nn.Sequential(nn.Dropout(0.5), NumpyDropout())
+    layers = [nn.Conv2d(3, 4, 3, stride=2), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten()]
+    return nn.Sequential(*layers, dropout, nn.Linear(900, num_classes))
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("loader", ["torchvision", "dali"])
+def test_a_resumed_run_draws_what_an_undisturbed_one_draws(train, tmp_path, monkeypatch, workers, loader):
+    if loader == "dali":
+        pytest.importorskip("nvidia.dali")
+    monkeypatch.setattr(by_name, "build_model", tiny_network_with_dropout)
+    monkeypatch.setattr(training, "check_input_sizes", lambda *_: None)
+    flags = ["--workers", workers, "--loader", loader, "--mixup-alpha", 0.2, "--epochs", 3, "--lr", 0.01]
+    flags += ["--model-ema", "--model-ema-steps", 2, "--model-ema-decay", 0.99]
+    train(*flags, "--output-dir", tmp_path / "straight")
+    with monkeypatch.context() as patch:
+
+        def stops(learner, loader, machine, args, epoch):
+            if epoch == 1:
+                raise Stopped
+            return train_one_epoch(learner, loader, machine, args, epoch)
+
+        patch.setattr(training, "train_one_epoch", stops)
+        with pytest.raises(Stopped):
+            train(*flags, "--output-dir", tmp_path / "stopped")
+    train(*flags, "--output-dir", tmp_path / "stopped", "--resume", "auto")
+    straight, stopped = (
+        torch.load(tmp_path / run / "checkpoint.pth", weights_only=True) for run in ("straight", "stopped")
+    )
+    for part in ("model", "model_ema"):
+        assert_same_weights(straight[part], stopped[part])
 
 
 def test_a_finished_run_is_left_alone(train, student_flags, straight_run):

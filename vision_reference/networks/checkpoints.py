@@ -29,12 +29,12 @@ import mmap
 import random
 import re
 import struct
-import sys
 import tarfile
 import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+import numpy as np
 import safetensors
 import safetensors.torch
 import torch
@@ -226,34 +226,33 @@ def capture_rng() -> dict:
     """States of all random number generators of this process, as tensors and plain values.
 
     Returns:
-        ``python``, ``torch`` and, where in use, ``numpy``; ``cuda`` has one entry per visible device (none before
-        CUDA is used).
+        ``python``, ``numpy``, ``torch``, and ``cuda`` with one entry per visible device (none before CUDA is used).
     """
     version, words, gauss = random.getstate()
-    state = {
+    _, numpy_words, position, has_gauss, numpy_gauss = np.random.get_state()
+    return {
         "python": {"version": version, "words": torch.tensor(words), "gauss": gauss},
+        "numpy": {
+            "words": torch.tensor(numpy_words.tolist()),
+            "position": position,
+            "has_gauss": has_gauss,
+            "gauss": numpy_gauss,
+        },
         "torch": torch.get_rng_state(),
         "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else [],
     }
-    if numpy := sys.modules.get("numpy"):
-        _, words, position, has_gauss, gauss = numpy.random.get_state()
-        words = torch.tensor(words.tolist())
-        state["numpy"] = {"words": words, "position": position, "has_gauss": has_gauss, "gauss": gauss}
-    return state
 
 
 def restore_rng(state: Mapping) -> None:
     """Set all generators to what ``capture_rng`` saw; devices that are absent here, or were there, are passed over."""
     saved = state["python"]
     random.setstate((saved["version"], tuple(saved["words"].tolist()), saved["gauss"]))
+    if saved := state.get("numpy"):  # older checkpoints have it only where numpy was in use
+        words = np.array(saved["words"].tolist(), dtype=np.uint32)
+        np.random.set_state(("MT19937", words, saved["position"], saved["has_gauss"], saved["gauss"]))
     torch.set_rng_state(state["torch"])
     for device, device_state in zip(range(torch.cuda.device_count()), state["cuda"], strict=False):
         torch.cuda.set_rng_state(device_state, device)
-    if saved := state.get("numpy"):
-        import numpy
-
-        words = numpy.array(saved["words"].tolist(), dtype=numpy.uint32)
-        numpy.random.set_state(("MT19937", words, saved["position"], saved["has_gauss"], saved["gauss"]))
 
 
 def _find_state_dict(checkpoint: object, source: str, ema: bool) -> Mapping:
