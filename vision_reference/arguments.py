@@ -244,7 +244,7 @@ def _add_data(group) -> None:
         choices=sorted(PRESETS),
         default="imagenet",
         help="augmentation and normalization: imagenet (torchvision's), cub (birds: larger crops, rotation, colour), "
-        "digits (small shifts, never mirrored), cifar10 (small shifts, mirrored) (default: imagenet)",
+        "digits (small shifts, never mirrored), cifar10 and cifar100 (small shifts, mirrored) (default: imagenet)",
     )
     group.add_argument(
         "-j", "--workers", type=_natural, default=16, help="loader processes per process, at most its cores"
@@ -253,7 +253,7 @@ def _add_data(group) -> None:
     group.add_argument("-b", "--batch-size", type=_count, default=32, help="images per process and step (default: 32)")
 
 
-_SIZES = "side in pixels (default: {}; digits and cifar10: 32)"
+_SIZES = "side in pixels (default: {}; digits, cifar10, cifar100: 32)"
 
 
 def _add_views(group) -> None:

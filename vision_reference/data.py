@@ -20,7 +20,8 @@ from vision_reference.images.folders import (
     read_image,
     read_pixels,
 )
-from vision_reference.images.presets import PRESETS, Normalize, evaluation_pipeline, training_pipeline
+from vision_reference.images.pipelines import Normalize, evaluation_pipeline, training_pipeline
+from vision_reference.images.presets import PRESETS
 from vision_reference.images.samplers import EvalBatchSampler, TrainBatchSampler
 from vision_reference.images.unreadable_files import readable_samples, report
 from vision_reference.loaders import MixingLoader, SoftLabelLoader, TeacherLoader, TorchvisionLoader, usable_workers

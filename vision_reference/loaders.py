@@ -17,7 +17,7 @@ from torchvision.transforms import v2
 
 from vision_reference.distillation import Teacher
 from vision_reference.images.folders import seeded
-from vision_reference.images.presets import Normalize
+from vision_reference.images.pipelines import Normalize
 from vision_reference.images.samplers import EvalBatchSampler, TrainBatchSampler, combine_seeds
 from vision_reference.soft_labels.store import SoftLabels
 

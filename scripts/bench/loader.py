@@ -35,7 +35,8 @@ from vision_reference.errors import UserError, run_command
 from vision_reference.images.dali_loader import DaliLoader, load_dali
 from vision_reference.images.dali_views import TrainingView
 from vision_reference.images.folders import ImageDataset, Sample, image_folder, read_image, read_pixels
-from vision_reference.images.presets import PRESETS, Normalize, training_pipeline
+from vision_reference.images.pipelines import Normalize, training_pipeline
+from vision_reference.images.presets import PRESETS
 from vision_reference.images.samplers import TrainBatchSampler
 from vision_reference.loaders import TorchvisionLoader, usable_workers
 from vision_reference.machine import keep_freed_memory

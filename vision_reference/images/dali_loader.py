@@ -19,7 +19,7 @@ from vision_reference.errors import UserError
 from vision_reference.images.dali_views import EvaluationView, TrainingView
 from vision_reference.images.decoding import read_encoded
 from vision_reference.images.folders import Sample, read_image
-from vision_reference.images.presets import Normalize
+from vision_reference.images.pipelines import Normalize
 from vision_reference.images.samplers import EvalBatchSampler, TrainBatchSampler
 
 _READ_AHEAD = 2  # batches whose files are being read while DALI works on the ones before

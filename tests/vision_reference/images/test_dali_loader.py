@@ -13,7 +13,8 @@ from vision_reference.images import dali_loader
 from vision_reference.images.dali_loader import DaliLoader
 from vision_reference.images.dali_views import EvaluationView, TrainingView
 from vision_reference.images.folders import ImageDataset
-from vision_reference.images.presets import PRESETS, Normalize, Preset, evaluation_pipeline
+from vision_reference.images.pipelines import Normalize, evaluation_pipeline
+from vision_reference.images.presets import PRESETS, Preset
 from vision_reference.images.samplers import EvalBatchSampler, TrainBatchSampler
 from vision_reference.loaders import TorchvisionLoader
 

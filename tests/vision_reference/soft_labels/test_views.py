@@ -10,7 +10,8 @@ from torchvision.transforms import functional as TF
 from torchvision.transforms.functional import InterpolationMode
 
 from vision_reference.images.folders import read_image, read_pixels
-from vision_reference.images.presets import PRESETS, training_pipeline
+from vision_reference.images.pipelines import training_pipeline
+from vision_reference.images.presets import PRESETS
 from vision_reference.images.resizing import resize_pixels
 from vision_reference.images.samplers import view_seed
 from vision_reference.soft_labels.store import all_blocks

@@ -8,7 +8,8 @@ from torchvision.transforms import functional as TF
 from torchvision.transforms.functional import InterpolationMode
 
 from vision_reference.images.folders import seeded
-from vision_reference.images.presets import PRESETS, Normalize, evaluation_pipeline, training_pipeline
+from vision_reference.images.pipelines import Normalize, evaluation_pipeline, training_pipeline
+from vision_reference.images.presets import PRESETS
 
 
 @pytest.fixture
