@@ -1,0 +1,1 @@
+"""Studies: many trainings planned and run as one question, their statistics, and the page that answers it."""
