@@ -4,18 +4,47 @@ import json
 import time
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from vision_reference.distillation import Losses
-from vision_reference.distributed import sum_over_ranks
+from vision_reference.distributed import gather_objects, sum_over_ranks
 from vision_reference.files import atomic_file
 
 
 def correct_in_top(logits: Tensor, labels: Tensor, k: int) -> Tensor:
     """How many of the B rows of ``logits`` (B, K) have their label (B,) among the k largest entries: a 0-d tensor."""
+    return in_top(logits, labels, k).sum()
+
+
+def in_top(logits: Tensor, labels: Tensor, k: int) -> Tensor:
+    """For each of the B rows of ``logits`` (B, K) whether its label (B,) is among the k largest entries: (B,) bool."""
     best = logits.topk(min(k, logits.shape[1]), dim=1).indices
-    return (best == labels.unsqueeze(1)).sum()
+    return (best == labels.unsqueeze(1)).any(dim=1)
+
+
+class Outcomes:
+    """Which validation images a model gets right, kept for comparisons of two models image by image."""
+
+    def __init__(self) -> None:
+        self._batches: list[Tensor] = []
+
+    def add(self, logits: Tensor, labels: Tensor) -> None:
+        """Note a batch of this process: logits (B, K), labels (B,)."""
+        self._batches.append(in_top(logits, labels, 1).to(torch.uint8))
+
+    def gather(self) -> np.ndarray:
+        """One uint8 for each validation image, in the data set's order: 1 where top-1 is right, else 0.
+
+        Every process must call it; ``EvalBatchSampler`` gives process r of W the images r, r + W, r + 2 W, ...
+        """
+        own = torch.cat(self._batches).cpu().numpy() if self._batches else np.zeros(0, np.uint8)
+        shares = gather_objects(own)
+        merged = np.empty(sum(map(len, shares)), np.uint8)
+        for rank, share in enumerate(shares):
+            merged[rank :: len(shares)] = share
+        return merged
 
 
 class TrainingAverages:

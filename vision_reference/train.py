@@ -32,12 +32,12 @@ from vision_reference.arguments import changed_flags, parse_args
 from vision_reference.data import Loader, build_loaders
 from vision_reference.distillation import Teacher, distillation_loss, label_loss
 from vision_reference.errors import UserError, run_command
-from vision_reference.files import atomic_copy
+from vision_reference.files import atomic_copy, atomic_file
 from vision_reference.images.samplers import combine_seeds
 from vision_reference.learner import Learner, build_learner
 from vision_reference.loaders import TeacherLoader
 from vision_reference.machine import Machine, choose_machine
-from vision_reference.metrics import MetricsFile, ProgressLine, TrainingAverages, correct_in_top
+from vision_reference.metrics import MetricsFile, Outcomes, ProgressLine, TrainingAverages, correct_in_top
 from vision_reference.networks import checkpoints
 from vision_reference.networks.by_name import build_filled, read_state
 from vision_reference.networks.heads import check_input_sizes
@@ -96,15 +96,25 @@ def train_one_epoch(
 
 @torch.inference_mode()
 def evaluate(
-    model: nn.Module, loader: Loader, machine: Machine, label_smoothing: float, max_suppression: float = 0.0
+    model: nn.Module,
+    loader: Loader,
+    machine: Machine,
+    label_smoothing: float,
+    max_suppression: float = 0.0,
+    outcomes: Outcomes | None = None,
 ) -> dict[str, float]:
-    """Exact loss, top-1 and top-5 (acc1, acc5; percent): every sample counts once, on any number of processes."""
+    """Exact loss, top-1 and top-5 (acc1, acc5; percent): every sample counts once, on any number of processes.
+
+    ``outcomes`` notes which of this process's images are right.
+    """
     model.eval()
     distributed.share_buffers(model)
     sums = torch.zeros(4, dtype=torch.float64, device=machine.device)
     for images, labels in loader:
         with machine.autocast():
             logits = model(images)
+        if outcomes is not None:
+            outcomes.add(logits, labels)
         loss = label_loss(logits, labels, label_smoothing, max_suppression) * len(labels)
         counts = [
             loss,
@@ -204,7 +214,8 @@ def main(args: argparse.Namespace) -> None:
         trained = train_one_epoch(learner, train_loader, machine, args, epoch)
         if not math.isfinite(trained["loss"]):
             raise UserError(f"the loss is {trained['loss']} in epoch {epoch}; lower --lr or set --clip-grad-norm")
-        val = evaluate(learner.network, val_loader, machine, args.label_smoothing, args.max_suppression)
+        outcomes = Outcomes()
+        val = evaluate(learner.network, val_loader, machine, args.label_smoothing, args.max_suppression, outcomes)
         record = {
             "epoch": epoch,
             "lr": learner.optimizer.param_groups[0]["lr"],
@@ -223,10 +234,13 @@ def main(args: argparse.Namespace) -> None:
         if val["acc1"] > best["acc1"]:
             best = {"acc1": val["acc1"], "acc5": val["acc5"], "epoch": epoch}
         rngs = distributed.gather_objects(checkpoints.capture_rng())
+        right = outcomes.gather()
         if rank.is_main:
             record["seconds"] = time.perf_counter() - began
             # The record comes first: should the checkpoint not follow, a resumed run repeats the epoch and its record.
             metrics.append(record)
+            with atomic_file(output / "outcomes.npy") as file:  # which validation images this epoch's model gets right
+                np.save(file, right)
             save(output, learner, args, epoch, best, rngs)
         rank.say(
             f"Epoch {epoch + 1}/{args.epochs} done in {time.perf_counter() - began:.1f} s: "

@@ -29,6 +29,7 @@ from vision_reference.images.samplers import EvalBatchSampler, TrainBatchSampler
 from vision_reference.learner import build_learner
 from vision_reference.loaders import MixingLoader, TeacherLoader, TorchvisionLoader
 from vision_reference.machine import Machine
+from vision_reference.metrics import Outcomes
 from vision_reference.networks import by_name
 from vision_reference.networks.checkpoints import load_file
 from vision_reference.train import evaluate, train_one_epoch
@@ -130,16 +131,19 @@ def test_training_equals_a_plain_pytorch_loop_step_by_step(few_digits, flags):
 def test_evaluation_equals_counting_by_hand(few_digits):
     network = small_network(3).eval()
     loader = loader_of(few_digits, 10, train=False)
-    result = evaluate(network, loader, PLAIN, 0.0)
+    outcomes = Outcomes()
+    result = evaluate(network, loader, PLAIN, 0.0, outcomes=outcomes)
     top1 = top5 = 0
     loss = 0.0
     samples, _ = image_folder(few_digits / "val")
+    right = outcomes.gather().tolist()
     with torch.no_grad():
         for path, label in samples:
             pixels = TF.pil_to_tensor(Image.open(path)).float() / 255
             logits = network(((pixels - 0.5) / 0.5).unsqueeze(0))[0]
             ranking = logits.argsort(descending=True).tolist()
             top1 += ranking[0] == label
+            assert right.pop(0) == (ranking[0] == label)
             top5 += label in ranking[:5]
             loss -= F.log_softmax(logits.double(), dim=0)[label].item()
     assert result["acc1"] == pytest.approx(100 * top1 / 37, abs=1e-9)
@@ -210,9 +214,11 @@ def straight_run(train, student_flags, tmp_path_factory):
 def test_the_files_of_a_run_are_those_the_readme_names(straight_run, metrics):
     folder, text = straight_run
     assert sorted(file.name for file in folder.iterdir()) == [
-        "best.pth", "checkpoint.pth", "metrics.jsonl", "model_3.pth",
+        "best.pth", "checkpoint.pth", "metrics.jsonl", "model_3.pth", "outcomes.npy",
     ]  # fmt: skip
     records = metrics(folder)
+    outcomes = np.load(folder / "outcomes.npy")
+    assert (outcomes.dtype, 100 * outcomes.mean()) == (np.uint8, pytest.approx(records[-1]["val_acc1"]))
     assert [record["epoch"] for record in records] == [0, 1, 2, 3]
     for record in records:
         assert {
@@ -356,6 +362,7 @@ def test_two_processes_train_as_one_does_on_the_same_global_batches(train, tmp_p
         torch.testing.assert_close(tensor, two[0][name], rtol=1e-4, atol=1e-6)
     for figure in ("train_loss", "train_acc1", "val_loss", "val_acc1"):
         assert one[1][figure] == pytest.approx(two[1][figure], rel=1e-4)
+    assert np.array_equal(*(np.load(tmp_path / processes / "outcomes.npy") for processes in "12"))
 
 
 def test_distilling_over_two_processes_resumes_exactly(train, student_flags, tmp_path):
