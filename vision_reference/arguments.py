@@ -118,6 +118,10 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         raise UserError("--weights and --init-weights both say where the model starts; give one")
     if args.lr_warmup_per_step and not args.lr_warmup_epochs:
         raise UserError("--lr-warmup-per-step needs --lr-warmup-epochs: the length of the warm-up (the paper's: 5)")
+    if (args.lr_scheduler == "multisteplr") != bool(args.lr_milestones):
+        raise UserError(
+            "--lr-scheduler multisteplr and --lr-milestones (such as 150 180 210) need each other; give both"
+        )
     _check_data(args)
     return args
 
@@ -453,7 +457,10 @@ def _add_schedule(group) -> None:
         "--lr-scheduler",
         type=str.lower,
         default="steplr",
-        help="steplr, cosineannealinglr or exponentiallr (default: steplr)",
+        help="steplr, multisteplr, cosineannealinglr or exponentiallr (default: steplr)",
+    )
+    group.add_argument(
+        "--lr-milestones", type=_count, nargs="+", metavar="EPOCH", help="multisteplr: epochs at which the rate decays"
     )
     group.add_argument("--lr-step-size", type=_count, default=30, help="steplr: epochs between decays (default: 30)")
     group.add_argument("--lr-gamma", type=_non_negative, default=0.1, help="decay factor (default: 0.1)")

@@ -18,7 +18,7 @@ import torch
 
 from vision_reference.errors import UserError
 
-_MAIN = ("steplr", "cosineannealinglr", "exponentiallr")
+_MAIN = ("steplr", "multisteplr", "cosineannealinglr", "exponentiallr")
 _WARMUP = ("constant", "linear")
 
 
@@ -33,6 +33,7 @@ class LearningRate:
     epochs: int
     scheduler: str = "steplr"
     step_size: int = 30
+    milestones: tuple[int, ...] = ()
     gamma: float = 0.1
     min: float = 0.0
     warmup_epochs: int = 0
@@ -70,6 +71,8 @@ class LearningRate:
     def _main(self, base_lr: float, epoch: int, epochs: int) -> float:
         if self.scheduler == "steplr":
             return base_lr * self.gamma ** (epoch // self.step_size)
+        if self.scheduler == "multisteplr":
+            return base_lr * self.gamma ** sum(epoch >= milestone for milestone in self.milestones)
         if self.scheduler == "exponentiallr":
             return base_lr * self.gamma**epoch
         return self.min + (base_lr - self.min) * (1 + math.cos(math.pi * epoch / max(1, epochs))) / 2
@@ -114,6 +117,7 @@ def build_schedule(optimizer: torch.optim.Optimizer, args: argparse.Namespace) -
         epochs=args.epochs,
         scheduler=args.lr_scheduler,
         step_size=args.lr_step_size,
+        milestones=tuple(args.lr_milestones or ()),
         gamma=args.lr_gamma,
         min=args.lr_min,
         warmup_epochs=args.lr_warmup_epochs,

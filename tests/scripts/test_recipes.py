@@ -108,6 +108,8 @@ def flags(words):
         if word.startswith("--"):
             name = word
             found[name] = True
+        elif name == "--lr-milestones" and found[name] is not True:
+            found[name] += " " + word
         else:
             assert found[name] is True, f"two values for {name}"
             found[name] = word
@@ -229,6 +231,30 @@ def test_lists_paths_seed_and_further_arguments_can_be_set_from_outside():
         assert run["--data-path"] == "/my birds"
         assert run["--teacher-weights"] == "authors/r50_0.1.pth.tar"
         assert (run["--seed"], run["--workers"], run["--device"], run["--print-freq"]) == ("7", "3", "cpu", "5")
+
+
+def test_cifar100_is_trained_as_the_literature_does():
+    runs = {Path(run["--output-dir"]).name: run for _, run in commands("cifar100/run.sh") if "--test-only" not in run}
+    students = [f"student_resnet20_alpha{alpha}_T{t}" for alpha in ALPHAS for t in (1, 4)]
+    assert sorted(runs) == sorted([*students, "labels_resnet20", *(f"teacher_resnet56_alpha{a}" for a in ALPHAS)])
+    optimization = {
+        "--preset": "cifar100",
+        "--opt": "sgd",
+        "--lr": "0.05",
+        "--momentum": "0.9",
+        "--weight-decay": "5e-4",
+        "--lr-scheduler": "multisteplr",
+        "--lr-milestones": "150 180 210",
+        "--lr-gamma": "0.1",
+        "--epochs": "240",
+    }
+    for run in runs.values():
+        assert optimization.items() <= run.items()
+        assert run["--batch-size"] == "64"
+        assert "--amp" not in run
+    taught = runs["student_resnet20_alpha0.1_T4"]
+    assert (taught["--teacher"], taught["--kd-temperature"], taught["--kd-weight"]) == ("resnet56", "4", "0.9")
+    assert taught["--teacher-weights"] == "results/cifar100/teacher_resnet56_alpha0.1/checkpoint.pth"
 
 
 def test_precision_can_be_chosen_and_another_word_is_refused():

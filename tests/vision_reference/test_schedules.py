@@ -26,6 +26,7 @@ def torch_scheduler(optimizer, rule: LearningRate):
     """What torchvision's recipe builds of torch's schedulers."""
     main = {
         "steplr": lambda: lr_scheduler.StepLR(optimizer, rule.step_size, rule.gamma),
+        "multisteplr": lambda: lr_scheduler.MultiStepLR(optimizer, list(rule.milestones), rule.gamma),
         "exponentiallr": lambda: lr_scheduler.ExponentialLR(optimizer, rule.gamma),
         "cosineannealinglr": lambda: lr_scheduler.CosineAnnealingLR(
             optimizer, T_max=rule.epochs - rule.warmup_epochs, eta_min=rule.min
@@ -50,6 +51,8 @@ def rates(optimizer) -> list[float]:
     [
         ("steplr", {"step_size": 7}),
         ("steplr", {"step_size": 1, "gamma": 0.97}),
+        ("multisteplr", {"milestones": (3, 4, 11)}),
+        ("multisteplr", {"milestones": (1,), "gamma": 0.5}),
         ("exponentiallr", {"gamma": 0.9}),
         ("cosineannealinglr", {}),
         ("cosineannealinglr", {"min": 1e-3}),
@@ -145,6 +148,7 @@ def test_every_flag_reaches_the_rule():
         epochs=12,
         lr_scheduler="cosineannealinglr",
         lr_step_size=3,
+        lr_milestones=[4, 6],
         lr_gamma=0.5,
         lr_min=0.01,
         lr_warmup_epochs=2,
@@ -153,14 +157,14 @@ def test_every_flag_reaches_the_rule():
         lr_warmup_per_step=False,
     )
     schedule = build_schedule(make_optimizer(0.1), args)
-    assert schedule.rule == LearningRate(12, "cosineannealinglr", 3, 0.5, 0.01, 2, "linear", 0.2, False)
+    assert schedule.rule == LearningRate(12, "cosineannealinglr", 3, (4, 6), 0.5, 0.01, 2, "linear", 0.2, False)
     assert rates(schedule.optimizer) == pytest.approx([0.02])
 
 
 @pytest.mark.parametrize(
     ("options", "named"),
     [
-        ({"scheduler": "plateau"}, ["plateau", "steplr", "cosineannealinglr", "exponentiallr"]),
+        ({"scheduler": "plateau"}, ["plateau", "steplr", "multisteplr", "cosineannealinglr", "exponentiallr"]),
         ({"warmup_method": "quadratic"}, ["quadratic", "constant", "linear"]),
         ({"warmup_per_step": True}, ["--lr-warmup-per-step", "--lr-warmup-epochs"]),
     ],

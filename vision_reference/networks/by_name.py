@@ -5,7 +5,7 @@ import torchvision
 from torch import Tensor, nn
 
 from vision_reference.errors import UserError
-from vision_reference.networks import checkpoints, heads
+from vision_reference.networks import checkpoints, cifar_resnets, heads
 
 _TIMM = "timm:"
 _AUXILIARY_PREFIXES = tuple(f"{name}." for name in heads.AUXILIARY_HEADS)
@@ -17,17 +17,22 @@ def classification_models() -> list[str]:
 
 
 def build_model(name: str, num_classes: int) -> nn.Module:
-    """A freshly initialized classification network: torchvision's, or with ``timm:NAME`` timm's.
+    """A freshly initialized classification network: torchvision's, a CIFAR ResNet, or with ``timm:NAME`` timm's.
 
     Raises:
         UserError: there is no classification network of that name.
     """
     if name.startswith(_TIMM):
         return _build_timm_model(name.removeprefix(_TIMM), num_classes)
+    if name in cifar_resnets.NAMES:
+        return cifar_resnets.build(name, num_classes)
     if name not in classification_models():
         near = [other for other in classification_models() if other.split("_")[0][:5] == name[:5]]
         hint = ", ".join(near[:8]) or "resnet18, resnet50, convnext_tiny, mobilenet_v2, efficientnet_b0"
-        raise UserError(f"unknown model '{name}'; allowed: torchvision's classification models, such as {hint}")
+        raise UserError(
+            f"unknown model '{name}'; allowed: torchvision's classification models, such as {hint}; for 32x32 images "
+            f"{', '.join(cifar_resnets.NAMES)}; timm:NAME"
+        )
     options = {"init_weights": True} if name in ("googlenet", "inception_v3") else {}  # they warn otherwise
     model = torchvision.models.get_model(name, weights=None, num_classes=num_classes, **options)
     return heads.drop_auxiliary_heads(model)
@@ -102,7 +107,7 @@ def fetch_weights(weights: torchvision.models.WeightsEnum, model_name: str) -> d
     Raises:
         UserError: they belong to another network than ``model_name``, or cannot be downloaded.
     """
-    if model_name.startswith(_TIMM):
+    if model_name.startswith(_TIMM) or model_name in cifar_resnets.NAMES:
         raise UserError(f"{weights} are torchvision's, not weights of {model_name}; give a file")
     owner = torchvision.models.get_model_weights(model_name)
     if weights not in owner:
