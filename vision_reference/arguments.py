@@ -3,6 +3,7 @@
 
 import argparse
 import math
+import re
 
 from vision_reference.errors import UserError
 from vision_reference.images.presets import PRESETS
@@ -64,6 +65,13 @@ def _number(kind: type, low: float, high: float = math.inf, *, open_low: bool = 
 _count, _natural = _number(int, 1), _number(int, 0)
 _positive, _non_negative = _number(float, 0, open_low=True), _number(float, 0)
 _share = _number(float, 0, 1)
+
+
+def _device(text: str) -> str:
+    """An argparse type: cpu, cuda or cuda:N."""
+    if not re.fullmatch(r"cpu|cuda(:\d+)?", text):
+        raise argparse.ArgumentTypeError(f"'{text}' is not cpu, cuda or cuda:N")
+    return text
 
 
 def _temperatures(text: str) -> list[float]:
@@ -480,7 +488,12 @@ def _add_schedule(group) -> None:
 
 
 def _add_machine(group) -> None:
-    group.add_argument("--device", choices=("cuda", "cpu"), default="cuda", help="falls back to cpu where no GPU is")
+    group.add_argument(
+        "--device",
+        type=_device,
+        default="cuda",
+        help="cuda, cuda:N for one of several GPUs, or cpu; falls back to cpu where no GPU is (default: cuda)",
+    )
     group.add_argument(
         "--amp",
         action="store_true",

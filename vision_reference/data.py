@@ -7,7 +7,6 @@ from pathlib import Path
 
 import torch
 
-from vision_reference.distributed import Rank
 from vision_reference.errors import UserError
 from vision_reference.images.cub200 import cub200
 from vision_reference.images.dali_loader import DaliLoader
@@ -24,7 +23,8 @@ from vision_reference.images.pipelines import Normalize, evaluation_pipeline, tr
 from vision_reference.images.presets import PRESETS
 from vision_reference.images.samplers import EvalBatchSampler, TrainBatchSampler
 from vision_reference.images.unreadable_files import readable_samples, report
-from vision_reference.loaders import MixingLoader, SoftLabelLoader, TeacherLoader, TorchvisionLoader, usable_workers
+from vision_reference.loaders import MixingLoader, SoftLabelLoader, TeacherLoader, TorchvisionLoader
+from vision_reference.machine import Rank, usable_workers
 from vision_reference.networks.by_name import find_weights
 from vision_reference.soft_labels.store import SoftLabels, open_soft_labels
 from vision_reference.soft_labels.views import DaliViewLoader, KeyBatchSampler, ViewBatchSampler, ViewDataset

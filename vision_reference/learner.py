@@ -8,9 +8,9 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel
 
-from vision_reference.distributed import Rank
 from vision_reference.ema import build_ema
 from vision_reference.errors import UserError
+from vision_reference.machine import Rank
 from vision_reference.optimizers import build_optimizer, parameter_groups
 from vision_reference.schedules import Schedule, build_schedule
 

@@ -6,7 +6,6 @@ A loader has ``len()`` (batches of this process), ``set_epoch(epoch)``, ``step_s
 processes; training only) and can be iterated once per epoch.
 """
 
-import os
 from collections.abc import Callable, Iterator
 
 import numpy as np
@@ -210,11 +209,6 @@ def _collate(items: list[tuple[Tensor, object]]) -> tuple[Tensor, Tensor]:
     """A batch whose images are channels last in memory, which is how decoders leave them: nothing is rearranged."""
     images, targets = default_collate([(image.permute(1, 2, 0), target) for image, target in items])
     return images.permute(0, 3, 1, 2), targets
-
-
-def usable_workers(asked: int) -> int:
-    """``asked`` loader processes, but no more than there are cores: beyond that they only get in each other's way."""
-    return min(asked, len(os.sched_getaffinity(0)))
 
 
 def _single_thread(_: int) -> None:

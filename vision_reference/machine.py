@@ -1,4 +1,4 @@
-"""Where a run computes, how precisely, and in which memory layout."""
+"""Where a run computes: device, precision, memory layout, and the processes that share the work."""
 
 import argparse
 import ctypes
@@ -11,18 +11,46 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 import torch
+import torch.distributed as dist
+from torch import nn
 
-from vision_reference import distributed
 from vision_reference.errors import UserError
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Rank:
+    """This process among all processes of the run.
+
+    Attributes:
+        rank: number of this process, from 0; rank 0 writes files and prints.
+        world_size: number of processes.
+        local_rank: number of this process on its machine; picks its GPU.
+    """
+
+    rank: int = 0
+    world_size: int = 1
+    local_rank: int = 0
+
+    @property
+    def is_main(self) -> bool:
+        return self.rank == 0
+
+    def say(self, text: str) -> None:
+        """Print ``text`` once for the whole run."""
+        if self.is_main:
+            print(text, flush=True)
 
 
 @dataclass(frozen=True)
 class Machine:
     """Where and how a run computes; the same for student and teacher."""
 
-    rank: distributed.Rank
+    rank: Rank
     device: torch.device
     memory_format: torch.memory_format
     amp_dtype: torch.dtype
@@ -33,20 +61,20 @@ def choose_machine(args: argparse.Namespace) -> Machine:
     """Device, precision and memory layout from the flags and from what is there; joins the other processes.
 
     Raises:
-        UserError: a precision that this device does not have.
+        UserError: a device or a precision that is not there, more processes than GPUs.
     """
-    device = torch.device("cuda" if args.device == "cuda" and torch.cuda.is_available() else "cpu")
+    place = rank_from_environment()
+    device = choose_device(args.device, place)
     broken_amx = device.type == "cpu" and args.amp and avoid_broken_amx()
-    rank = distributed.start(device, args.dist_url)
-    if device.type == "cuda":
-        device = torch.device("cuda", rank.local_rank)
+    rank = join(place, device, args.dist_url)
     if device.type == "cpu":
         keep_freed_memory()
     if broken_amx:
         rank.say("note: this machine claims AMX but ends programs that use it: --amp does without")
-    if args.device != device.type:
+    if device.type != torch.device(args.device).type:
         rank.say("note: no GPU found, running on the CPU")
-    has_bf16 = device.type == "cpu" or torch.cuda.is_bf16_supported()
+    # Cards before Ampere would emulate bf16: torch counts that as support unless asked not to.
+    has_bf16 = device.type == "cpu" or torch.cuda.is_bf16_supported(including_emulation=False)
     if args.amp_dtype == "bf16" and not has_bf16:
         raise UserError("this GPU has no bf16; use --amp-dtype fp16")
     amp_dtype = torch.bfloat16 if args.amp_dtype == "bf16" or (args.amp_dtype is None and has_bf16) else torch.float16
@@ -60,6 +88,47 @@ def choose_machine(args: argparse.Namespace) -> Machine:
         amp_dtype=amp_dtype,
         autocast=partial(torch.autocast, device.type, dtype=amp_dtype, enabled=args.amp),
     )
+
+
+def choose_device(asked: str, place: Rank | None) -> torch.device:
+    """The device of this process: the CPU where there is no GPU, otherwise the GPU asked for or this process's own.
+
+    Args:
+        asked: cpu, cuda or cuda:N.
+        place: this process among others; each of them has its own GPU, whether it sees all of its machine (torchrun)
+            or only its own (SLURM with one GPU bound to each task).
+
+    Raises:
+        UserError: there is no GPU of that number, or torchrun started more processes than there are GPUs.
+    """
+    device = torch.device(asked)
+    if device.type == "cpu" or not torch.cuda.is_available():
+        return torch.device("cpu")
+    visible = torch.cuda.device_count()
+    if device.index is not None:
+        if place is not None and place.world_size > 1:
+            raise UserError(f"--device {asked} is one GPU, but {place.world_size} processes run; give --device cuda")
+        if device.index >= visible:
+            raise UserError(f"--device {asked}: {visible} GPUs are visible, cuda:0 to cuda:{visible - 1}")
+        return device
+    if (started := _started_here()) > visible:
+        raise UserError(f"{started} processes on a machine with {visible} visible GPUs; start at most {visible}")
+    return torch.device("cuda", place.local_rank % visible if place else 0)
+
+
+def usable_workers(asked: int) -> int:
+    """``asked`` loader processes, but no more than this process's share of the cores: beyond it they are in the way."""
+    cores = len(os.sched_getaffinity(0)) // max(1, _started_here())
+    return min(asked, max(1, cores))
+
+
+def _started_here() -> int:
+    """How many processes torchrun started on this machine, which share its cores and GPUs; 1 without torchrun.
+
+    SLURM gives each task its own.
+    """
+    count = os.environ.get("LOCAL_WORLD_SIZE", "")
+    return int(count) if count.isdigit() else 1
 
 
 def keep_freed_memory() -> None:
@@ -112,3 +181,82 @@ def multiplies_bf16_fast() -> bool:
         return True
     amx = _claims_amx() and os.environ.get("ONEDNN_MAX_CPU_ISA", "AVX512_CORE_AMX").endswith("AMX")
     return amx or "AuthenticAMD" in cpuinfo.read_text()
+
+
+def rank_from_environment() -> Rank | None:
+    """The place that torchrun (or SLURM) gave this process, None where neither started it.
+
+    Raises:
+        UserError: the variables that tell it are not numbers.
+    """
+    env = os.environ
+    for number, count, local in (
+        ("RANK", "WORLD_SIZE", "LOCAL_RANK"),
+        ("SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID"),
+    ):
+        if number not in env or count not in env or (number != "RANK" and "MASTER_ADDR" not in env):
+            continue
+        try:
+            return Rank(int(env[number]), int(env[count]), int(env.get(local, 0)))
+        except ValueError:
+            told = ", ".join(f"{name}={env[name]}" for name in (number, count, local) if name in env)
+            raise UserError(f"{told} in the environment are no numbers; unset them, or start with torchrun") from None
+    return None
+
+
+def join(place: Rank | None, device: torch.device, dist_url: str) -> Rank:
+    """Join the process group if this process belongs to one: nccl between GPUs, gloo between CPUs."""
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    if place is None:
+        return Rank()
+    dist.init_process_group(
+        backend="nccl" if device.type == "cuda" else "gloo",
+        init_method=dist_url,
+        rank=place.rank,
+        world_size=place.world_size,
+    )
+    return place
+
+
+def sum_over_ranks(values: torch.Tensor) -> torch.Tensor:
+    """Element-wise sum of ``values`` (any shape, the same on all ranks); the input itself on one process."""
+    if dist.is_initialized():
+        values = values.clone()
+        dist.all_reduce(values)
+    return values
+
+
+def gather_objects(value: T) -> list[T]:
+    """``value`` of every rank, in rank order, on every rank."""
+    if not dist.is_initialized():
+        return [value]
+    values: list = [None] * dist.get_world_size()
+    dist.all_gather_object(values, value)
+    return values
+
+
+def from_main(value: T) -> T:
+    """Rank 0's ``value`` on every rank."""
+    if not dist.is_initialized():
+        return value
+    box = [value]
+    dist.broadcast_object_list(box, src=0)
+    return box[0]
+
+
+def barrier() -> None:
+    """Wait until all ranks are here."""
+    if dist.is_initialized():
+        dist.barrier()
+
+
+def share_buffers(module: nn.Module) -> None:
+    """Give every rank the buffers of rank 0.
+
+    Each rank keeps running batch-norm statistics of its own share of the data, and rank 0's are what is saved; without
+    this the ranks would evaluate slightly different models.
+    """
+    if dist.is_initialized():
+        for buffer in module.buffers():
+            dist.broadcast(buffer, src=0)

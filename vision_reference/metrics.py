@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from vision_reference.distillation import Losses
-from vision_reference.distributed import gather_objects, sum_over_ranks
 from vision_reference.files import atomic_file
+from vision_reference.machine import gather_objects, sum_over_ranks
 
 
 def correct_in_top(logits: Tensor, labels: Tensor, k: int) -> Tensor:

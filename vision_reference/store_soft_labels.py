@@ -28,14 +28,13 @@ from torch import Tensor
 if not __package__:  # run as a file: the root of the clone takes the place of its own folder
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from vision_reference import distributed
 from vision_reference.arguments import parse_store_args
 from vision_reference.data import build_view_loader, list_samples
 from vision_reference.distillation import Teacher
 from vision_reference.errors import UserError, run_command
 from vision_reference.images.folders import Sample
 from vision_reference.images.samplers import view_seed
-from vision_reference.machine import Machine, choose_machine
+from vision_reference.machine import Machine, barrier, choose_machine, from_main
 from vision_reference.networks.by_name import build_filled, read_state
 from vision_reference.networks.heads import check_input_sizes
 from vision_reference.soft_labels import writer as writing
@@ -66,9 +65,9 @@ def main(args: argparse.Namespace) -> None:
     if rank.is_main:
         plan = make_plan(args, machine, samples, len(classes), hash_weights(network))
         writing.begin(folder, plan)
-    plan = distributed.from_main(plan)
+    plan = from_main(plan)
     teacher = Teacher(network, machine.device, machine.memory_format, machine.autocast, compile=args.compile)
-    finished = distributed.from_main((folder / "manifest.json").is_file())
+    finished = from_main((folder / "manifest.json").is_file())
     if not finished:
         store(args, machine, teacher, samples, plan, folder)
     if rank.is_main:
@@ -122,7 +121,7 @@ def store(
     """Write the blocks that are missing, shared by all processes, and the manifest."""
     rank, count = machine.rank, plan["views"]["count"]
     blocks = all_blocks(plan)
-    done = distributed.from_main(set(writing.done_blocks(folder)) if rank.is_main else None)
+    done = from_main(set(writing.done_blocks(folder)) if rank.is_main else None)
     size = writing.readable(sum(writing.sizes(plan).values()))
     rank.say(f"{args.teacher} about {count} views of each of {len(samples)} images: {size} in {folder}")
     rank.say(f"seed {plan['views']['seed']}" + (f"; going on after {len(done)} of {len(blocks)} blocks" * bool(done)))
@@ -138,10 +137,10 @@ def store(
         if rank.is_main:
             progress.show(block)
     writer.close()
-    distributed.barrier()
+    barrier()
     if rank.is_main:
         writing.finish(folder, error_rows(plan["data"]["classes"], args.top_k))
-    distributed.barrier()
+    barrier()
 
 
 def make_block(

@@ -27,7 +27,6 @@ from torch import nn
 if not __package__:  # run as a file: the root of the clone takes the place of its own folder
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from vision_reference import distributed
 from vision_reference.arguments import changed_flags, parse_args
 from vision_reference.data import Loader, build_loaders
 from vision_reference.distillation import Teacher, distillation_loss, label_loss
@@ -36,7 +35,15 @@ from vision_reference.files import atomic_copy, atomic_file
 from vision_reference.images.samplers import combine_seeds
 from vision_reference.learner import Learner, build_learner
 from vision_reference.loaders import TeacherLoader
-from vision_reference.machine import Machine, choose_machine
+from vision_reference.machine import (
+    Machine,
+    Rank,
+    choose_machine,
+    from_main,
+    gather_objects,
+    share_buffers,
+    sum_over_ranks,
+)
 from vision_reference.metrics import MetricsFile, Outcomes, ProgressLine, TrainingAverages, correct_in_top
 from vision_reference.networks import checkpoints
 from vision_reference.networks.by_name import build_filled, read_state
@@ -108,7 +115,7 @@ def evaluate(
     ``outcomes`` notes which of this process's images are right.
     """
     model.eval()
-    distributed.share_buffers(model)
+    share_buffers(model)
     sums = torch.zeros(4, dtype=torch.float64, device=machine.device)
     for images, labels in loader:
         with machine.autocast():
@@ -123,7 +130,7 @@ def evaluate(
             loss.new_tensor(len(labels)),
         ]
         sums += torch.stack([count.double() for count in counts])
-    loss, top1, top5, images = distributed.sum_over_ranks(sums).tolist()
+    loss, top1, top5, images = sum_over_ranks(sums).tolist()
     return {"loss": loss / images, "acc1": 100 * top1 / images, "acc5": 100 * top5 / images}
 
 
@@ -134,11 +141,11 @@ def seed_generators(seed: int) -> None:
     np.random.seed(seed % 2**32)
 
 
-def fix_randomness(args: argparse.Namespace, checkpoint: dict | None, rank: distributed.Rank) -> None:
+def fix_randomness(args: argparse.Namespace, checkpoint: dict | None, rank: Rank) -> None:
     """Settle the seed (a resumed run keeps its own) and start all generators from it."""
     if args.seed is None:
         recorded = checkpoint["args"].get("seed") if checkpoint else None
-        args.seed = distributed.from_main(secrets.randbelow(2**31) if recorded is None else recorded)
+        args.seed = from_main(secrets.randbelow(2**31) if recorded is None else recorded)
         if not args.test_only:
             rank.say(f"seed {args.seed}")
     seed_generators(args.seed)
@@ -233,7 +240,7 @@ def main(args: argparse.Namespace) -> None:
             record |= {"ema_val_loss": val["loss"], "ema_val_acc1": val["acc1"], "ema_val_acc5": val["acc5"]}
         if val["acc1"] > best["acc1"]:
             best = {"acc1": val["acc1"], "acc5": val["acc5"], "epoch": epoch}
-        rngs = distributed.gather_objects(checkpoints.capture_rng())
+        rngs = gather_objects(checkpoints.capture_rng())
         right = outcomes.gather()
         if rank.is_main:
             record["seconds"] = time.perf_counter() - began

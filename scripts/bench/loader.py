@@ -38,8 +38,8 @@ from vision_reference.images.folders import ImageDataset, Sample, image_folder, 
 from vision_reference.images.pipelines import Normalize, training_pipeline
 from vision_reference.images.presets import PRESETS
 from vision_reference.images.samplers import TrainBatchSampler
-from vision_reference.loaders import TorchvisionLoader, usable_workers
-from vision_reference.machine import keep_freed_memory
+from vision_reference.loaders import TorchvisionLoader
+from vision_reference.machine import keep_freed_memory, usable_workers
 
 PRESET = PRESETS["imagenet"]
 SIDE = 224

@@ -1,4 +1,4 @@
-"""A machine that claims AMX and cannot do it is found out before it ends a run."""
+"""Which device, precision and share of a machine a process gets; GPUs and AMX are imitated."""
 
 import os
 import signal
@@ -7,6 +7,112 @@ import pytest
 import torch
 
 from vision_reference import machine
+from vision_reference.arguments import parse_args
+from vision_reference.errors import UserError
+from vision_reference.machine import Rank, choose_device, choose_machine, rank_from_environment, usable_workers
+
+
+@pytest.fixture(autouse=True)
+def no_launcher(monkeypatch):
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "SLURM_PROCID", "SLURM_NTASKS", "MASTER_ADDR"):
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture
+def gpus(monkeypatch):
+    """Imitates so many visible GPUs, with or without bf16 of their own."""
+
+    def imitate(count, bf16=True):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: count > 0)
+        monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
+        monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)
+        monkeypatch.setattr(
+            torch.cuda, "is_bf16_supported", lambda including_emulation=True: bf16 or including_emulation
+        )
+
+    return imitate
+
+
+def test_each_process_of_torchrun_has_a_gpu_of_its_own(gpus, monkeypatch):
+    gpus(4)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    devices = [choose_device("cuda", Rank(4 + local, 8, local)) for local in range(4)]
+    assert devices == [torch.device("cuda", number) for number in range(4)]
+
+
+def test_slurm_tasks_that_see_one_gpu_each_take_it(gpus):
+    gpus(1)
+    assert [choose_device("cuda", Rank(task, 4, task)).index for task in range(4)] == [0, 0, 0, 0]
+
+
+def test_slurm_tasks_that_see_all_gpus_take_one_each(gpus):
+    gpus(4)
+    assert [choose_device("cuda", Rank(task, 4, task)).index for task in range(4)] == [0, 1, 2, 3]
+
+
+def test_one_gpu_of_several_can_be_chosen(gpus):
+    gpus(2)
+    assert choose_device("cuda:1", None) == torch.device("cuda", 1)
+    assert choose_device("cuda", None) == torch.device("cuda", 0)
+    assert choose_device("cpu", None) == torch.device("cpu")
+
+
+def test_without_a_gpu_everything_runs_on_the_cpu(gpus):
+    gpus(0)
+    assert {choose_device(asked, None).type for asked in ("cuda", "cuda:3", "cpu")} == {"cpu"}
+
+
+def test_gpus_that_are_not_there_are_refused(gpus, monkeypatch):
+    gpus(2)
+    with pytest.raises(UserError, match="--device cuda:2: 2 GPUs are visible, cuda:0 to cuda:1"):
+        choose_device("cuda:2", None)
+    with pytest.raises(UserError, match="--device cuda:1 is one GPU, but 2 processes run"):
+        choose_device("cuda:1", Rank(0, 2, 0))
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "8")
+    with pytest.raises(UserError, match="8 processes on a machine with 2 visible GPUs"):
+        choose_device("cuda", Rank(0, 8, 0))
+
+
+@pytest.mark.parametrize("name", ["gpu", "cuda:x", "cuda:", "tpu"])
+def test_other_names_of_devices_are_refused(name, capsys):
+    with pytest.raises(SystemExit):
+        parse_args(["--device", name])
+    assert f"'{name}' is not cpu, cuda or cuda:N" in capsys.readouterr().err
+
+
+def test_emulated_bf16_does_not_count(gpus):
+    gpus(1, bf16=False)
+    assert choose_machine(parse_args(["--device", "cuda", "--amp"])).amp_dtype == torch.float16
+    with pytest.raises(UserError, match="this GPU has no bf16; use --amp-dtype fp16"):
+        choose_machine(parse_args(["--device", "cuda", "--amp", "--amp-dtype", "bf16"]))
+    gpus(1, bf16=True)
+    assert choose_machine(parse_args(["--device", "cuda", "--amp"])).amp_dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize(
+    ("cores", "processes", "asked", "workers"),
+    [(64, 8, 16, 8), (64, 1, 16, 16), (64, 1, 100, 64), (4, 8, 16, 1), (4, None, 16, 4), (64, 8, 0, 0)],
+)
+def test_processes_of_one_machine_share_its_cores(monkeypatch, cores, processes, asked, workers):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(cores)))
+    if processes:
+        monkeypatch.setenv("LOCAL_WORLD_SIZE", str(processes))
+    assert usable_workers(asked) == workers
+
+
+def test_the_place_of_a_process_is_what_its_launcher_says(monkeypatch):
+    assert rank_from_environment() is None
+    for name, value in {"SLURM_PROCID": "5", "SLURM_NTASKS": "8", "SLURM_LOCALID": "1"}.items():
+        monkeypatch.setenv(name, value)
+    assert rank_from_environment() is None  # one task of a job that does not train together
+    monkeypatch.setenv("MASTER_ADDR", "node")
+    assert rank_from_environment() == Rank(5, 8, 1)
+    for name, value in {"RANK": "2", "WORLD_SIZE": "3", "LOCAL_RANK": "2"}.items():
+        monkeypatch.setenv(name, value)
+    assert rank_from_environment() == Rank(2, 3, 2)
+    monkeypatch.setenv("RANK", "two")
+    with pytest.raises(UserError, match="RANK=two, WORLD_SIZE=3, LOCAL_RANK=2 in the environment are no numbers"):
+        rank_from_environment()
 
 
 @pytest.fixture

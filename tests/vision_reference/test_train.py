@@ -21,14 +21,13 @@ from torchvision.transforms import functional as TF
 from vision_reference import train as training
 from vision_reference.arguments import parse_args
 from vision_reference.distillation import Teacher
-from vision_reference.distributed import Rank
 from vision_reference.images.folders import ImageDataset, image_folder
 from vision_reference.images.pipelines import Normalize, training_pipeline
 from vision_reference.images.presets import PRESETS
 from vision_reference.images.samplers import EvalBatchSampler, TrainBatchSampler
 from vision_reference.learner import build_learner
 from vision_reference.loaders import MixingLoader, TeacherLoader, TorchvisionLoader
-from vision_reference.machine import Machine
+from vision_reference.machine import Machine, Rank
 from vision_reference.metrics import Outcomes
 from vision_reference.networks import by_name
 from vision_reference.networks.checkpoints import load_file

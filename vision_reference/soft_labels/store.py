@@ -25,9 +25,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vision_reference import distributed
 from vision_reference.errors import UserError
 from vision_reference.images.folders import Sample
+from vision_reference.machine import Rank, gather_objects
 from vision_reference.soft_labels.codec import TAILS, average, decode
 from vision_reference.soft_labels.provenance import check_pixels, describe_data, pixel_flags, versions
 
@@ -148,9 +148,7 @@ class SoftLabels:
         return average(answers, self.temperature)
 
 
-def open_soft_labels(
-    args: argparse.Namespace, samples: list[Sample], classes: int, rank: distributed.Rank
-) -> SoftLabels:
+def open_soft_labels(args: argparse.Namespace, samples: list[Sample], classes: int, rank: Rank) -> SoftLabels:
     """The stores of ``--soft-labels``, found to be whole and about what this run trains on.
 
     All bytes are read and compared with their checksums, shared by the processes.
@@ -250,9 +248,9 @@ def _check_labels(store: Store, args: argparse.Namespace) -> None:
         )
 
 
-def _check_contents(store: Store, rank: distributed.Rank) -> None:
+def _check_contents(store: Store, rank: Rank) -> None:
     share = all_blocks(store.manifest)[rank.rank :: rank.world_size]
-    found = [block for block in distributed.gather_objects(store.damaged_block(share)) if block is not None]
+    found = [block for block in gather_objects(store.damaged_block(share)) if block is not None]
     if found:
         block = found[0]
         raise UserError(
@@ -261,7 +259,7 @@ def _check_contents(store: Store, rank: distributed.Rank) -> None:
         )
 
 
-def _announce(stores: Sequence[Store], args: argparse.Namespace, rank: distributed.Rank) -> None:
+def _announce(stores: Sequence[Store], args: argparse.Namespace, rank: Rank) -> None:
     teachers = " and ".join(store.manifest["teacher"]["arch"] for store in stores)
     count = stores[0].count
     rank.say(f"soft labels of {teachers}: {count} views of each image; epoch e (from 1) shows view (e - 1) mod {count}")

@@ -10,7 +10,7 @@ from vision_reference import store_soft_labels
 from vision_reference.arguments import parse_args
 from vision_reference.data import build_loaders
 from vision_reference.distillation import Teacher
-from vision_reference.distributed import Rank
+from vision_reference.machine import Rank
 
 pytest.importorskip("nvidia.dali.plugin.pytorch")
 

@@ -17,10 +17,10 @@ from vision_reference import store_soft_labels
 from vision_reference.arguments import parse_args
 from vision_reference.data import build_loaders
 from vision_reference.distillation import Teacher
-from vision_reference.distributed import Rank
 from vision_reference.images.folders import ImageDataset, image_folder
 from vision_reference.images.pipelines import Normalize, training_pipeline
 from vision_reference.images.presets import PRESETS
+from vision_reference.machine import Rank
 from vision_reference.soft_labels.store import SoftLabels, Store, manifest_hash
 
 ROOT = Path(__file__).resolve().parents[3]
