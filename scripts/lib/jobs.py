@@ -1,10 +1,17 @@
-"""Runs training commands side by side; skips finished ones, lets interrupted ones go on, shows one progress line.
+"""The one runner of jobs, for recipes, demos and studies: what is finished is skipped, what was begun goes on.
 
     python scripts/lib/jobs.py --jobs 2 -- DIR COMMAND... --- DIR COMMAND...
 
 Every DIR gets `train.log` (what the command printed) and `run.json`: the command, the wall-clock and CPU seconds of all
-its attempts together, and whether it finished. A DIR made by another command is refused, not overwritten; only the
-value of --max-epoch may grow, which lets a finished run go on, and --user-dir may name another clone.
+its attempts together, and whether it finished.
+
+A job is finished when its `run.json` says so, which is written last, after the command ended with status 0; when the
+settings in there are those asked for now; when each job it depends on is finished and is the one it was made from; and
+when the files it makes are present. This module is the only one that decides it (`state_of`).
+
+Settings are the words of the command but for those that shape no result (where data and plugin lie, workers, devices).
+The value of --max-epoch may grow, which lets a finished fairseq-train go on. A DIR of other settings is refused here;
+studies set it aside, and take it back when the settings return.
 """
 
 import argparse
@@ -12,13 +19,19 @@ import contextlib
 import fcntl
 import json
 import os
+import re
+import secrets
 import shlex
+import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
-from collections import deque
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from datetime import datetime, timezone
+from functools import cache
 from pathlib import Path
 
 from tqdm import tqdm
@@ -26,100 +39,194 @@ from tqdm import tqdm
 if not __package__:  # run as a file: the root of the clone takes the place of its own folder
     sys.path[0] = str(Path(__file__).resolve().parents[2])
 
-from scripts.nmt.lib.user_error import UserError, run_cli
+from vision_reference.errors import UserError, run_command
+from vision_reference.files import atomic_file
 
+ROOT = Path(__file__).resolve().parents[2]
+REPLACED = "replaced"  # folder beside the jobs' own, for results of other settings
 _SEPARATOR = "---"
-_POLL_SECONDS = 0.5
+_POLL_SECONDS = 0.3
+_SECONDS_TO_END = 20  # between SIGTERM and SIGKILL
+_LAST_LINES = 5
+
+# Options that shape no result, and how many values each has.
+_FREE = {
+    "--user-dir": 1, "--save-dir": 1, "--output-dir": 1, "--data-path": 1, "--resume": 1, "--workers": 1, "-j": 1,
+    "--num-workers": 1, "--print-freq": 1, "--log-interval": 1, "--device": 1, "--dali-device": 1, "--cpu": 0,
+    "--cache-dataset": 0, "--keep-checkpoints": 1, "--dist-url": 1, "--standalone": 0, "--nproc_per_node": 1,
+    "--nnodes": 1, "--node_rank": 1, "--rdzv_backend": 1, "--rdzv_endpoint": 1, "--rdzv_id": 1, "--track": 1,
+    "--tensorboard-logdir": 1, "--wandb-project": 1,
+}  # fmt: skip
+_GROWS = "--max-epoch"
 
 
-@dataclass
-class Run:
+@dataclass(frozen=True)
+class Job:
+    """A command that fills a folder.
+
+    Attributes:
+        name: unlike that of any other job of the run.
+        folder: for `run.json`, `train.log` and what the command writes.
+        command: started from the folder this process was started in.
+        after: names of the jobs whose results it reads.
+        makes: files, relative to `folder`, without which it is not finished.
+        cost: about how long it takes, in any unit that all jobs of a run share.
+    """
+
+    name: str
     folder: Path
-    command: list[str]
-    record: dict = field(default_factory=dict)
-    process: subprocess.Popen | None = None
-    started: float = 0.0
-    log_position: int = 0
-    epochs_done: float = 0.0
-    updates_done: int = 0
-    loss: str = ""
+    command: tuple[str, ...]
+    after: tuple[str, ...] = ()
+    makes: tuple[str, ...] = ()
+    cost: float = 1.0
 
     @property
-    def name(self) -> str:
-        return self.folder.name
+    def settings(self) -> list[str]:
+        """The words of the command that shape the result, alike wherever the clone and the run's folder lie."""
+        return settings(self.command, self.folder)
 
     @property
-    def max_epoch(self) -> float:
-        return max_epoch(self.command)
+    def record_file(self) -> Path:
+        return self.folder / "run.json"
 
     @property
-    def max_update(self) -> float:
-        return float(_value_of("--max-update", self.command) or "inf")
-
-    @property
-    def share_done(self) -> float:
-        """From 0 to 1; a training ends with its last epoch or its last update, whichever comes first."""
-        return min(1.0, max(self.epochs_done / self.max_epoch, self.updates_done / self.max_update))
-
-    @property
-    def place(self) -> str:
-        if self.updates_done / self.max_update > self.epochs_done / self.max_epoch:
-            return f"update {self.updates_done}/{self.max_update:g}"
-        return f"epoch {self.epochs_done:.1f}/{self.max_epoch:g}"
+    def log_file(self) -> Path:
+        return self.folder / "train.log"
 
 
-def split_runs(words: list[str]) -> list[Run]:
-    """`DIR COMMAND... --- DIR COMMAND...` -> runs. Raises UserError if a part lacks its command."""
-    groups: list[list[str]] = [[]]
+def settings(command: Iterable[str], folder: Path) -> list[str]:
+    """The words of `command` without what shapes no result; paths relative to the clone and to the jobs' folder."""
+    command, kept = list(command), []
+    words = iter([word.replace(f"{folder.parent}/", "../").replace(f"{ROOT}/", "") for word in command])
     for word in words:
-        if word == _SEPARATOR:
-            groups.append([])
-        else:
-            groups[-1].append(word)
-    if any(len(group) < 2 for group in groups):
-        raise UserError(f"every run needs a folder and a command, separated by {_SEPARATOR}")
-    return [Run(Path(group[0]), group[1:]) for group in groups]
+        skipped = 1 if word == _GROWS else _FREE.get(word)
+        if skipped is None:
+            kept.append(word)
+        elif skipped:
+            next(words, None)
+    with contextlib.suppress(ValueError, IndexError):  # the same global batch may be shared by more processes
+        processes = int(value_of("--nproc_per_node", command) or 1) * int(value_of("--nnodes", command) or 1)
+        place = kept.index("--batch-size") + 1
+        kept[place] = str(int(kept[place]) * processes)
+    return [re.sub(r"^python[\d.]*$", "python", Path(kept[0]).name), *kept[1:]]
 
 
-def load_record(run: Run) -> dict:
-    """What `run.json` says of earlier attempts, or a fresh record. Raises UserError if the command was another one."""
+def max_epoch(command: Iterable[str]) -> float:
+    """The value of --max-epoch; without it, 0.
+
+    Raises:
+        UserError: it is no number.
+    """
+    value = value_of(_GROWS, command) or "0"
     try:
-        record = json.loads((run.folder / "run.json").read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return {"command": run.command, "finished": False, "seconds": 0.0, "cpu_seconds": 0.0}
+        return float(value)
     except ValueError:
-        raise UserError(f"{run.folder / 'run.json'} is damaged; remove the folder to train it again") from None
-    before, now = settings(record["command"]), settings(run.command)
-    if before != now:
-        then, now = (" ".join(_only_in(*both)) for both in ((before, now), (now, before)))
-        raise UserError(
-            f"{run.folder} was trained with other settings (then: {then or '-'}; now: {now or '-'}); "
-            "choose another folder or remove it"
-        )
-    # More epochs than last time make a finished run an unfinished one: the schedule does not depend on their number.
-    # An unfinished one is judged by this attempt's number, be it smaller: that is what it will have when it is done.
-    if not record["finished"] or run.max_epoch > max_epoch(record["command"]):
-        record |= {"command": run.command, "finished": False}
+        raise UserError(f"{_GROWS} {value} is not a number; give the epochs to train, such as 50") from None
+
+
+def value_of(option: str, command: Iterable[str]) -> str | None:
+    """The word after `option`."""
+    words = list(command)
+    place = words.index(option) + 1 if option in words else len(words)
+    return words[place] if place < len(words) else None
+
+
+# What is kept of a job
+
+
+def load_record(job: Job, place: Path | None = None) -> dict | None:
+    """What `run.json` in the job's folder, or in `place`, says of earlier attempts; None where there is none.
+
+    Raises:
+        UserError: it is damaged.
+    """
+    try:
+        file = (place or job.folder) / "run.json"
+        record = json.loads(file.read_text(encoding="utf-8"))
+        good = isinstance(record["command"], list) and all(isinstance(word, str) for word in record["command"])
+        good = good and isinstance(record["finished"], bool) and isinstance(record.get("inputs", {}), dict)
+        numbers = record["seconds"], record["cpu_seconds"]
+        if not good or not record["command"] or not all(isinstance(number, int | float) for number in numbers):
+            raise ValueError
+    except FileNotFoundError:
+        return None
+    except (ValueError, KeyError, TypeError):
+        raise UserError(f"{file} is damaged; remove the folder to run it again") from None
     return record
 
 
-def max_epoch(command: list[str]) -> float:
-    """The value of --max-epoch, without which a run's progress is unknown and counts as one step."""
-    return float(_value_of("--max-epoch", command) or 1)
+def save_record(job: Job, record: dict) -> None:
+    """Replace `run.json` in one step."""
+    with atomic_file(job.record_file) as file:
+        file.write((json.dumps(record, indent=2) + "\n").encode())
 
 
-def _value_of(option: str, command: list[str]) -> str | None:
-    return command[command.index(option) + 1] if option in command else None
+@dataclass(frozen=True)
+class State:
+    """How a job stands before a run.
+
+    Attributes:
+        kind: "new", "begun", "finished", "changed" (made with other settings) or "stale" (from other inputs).
+        made: what tells this result from any other of the same job; None unless finished.
+        why: of "changed" and "stale".
+    """
+
+    kind: str
+    made: str | None = None
+    why: str = ""
 
 
-def settings(command: list[str]) -> list[str]:
-    """The command without what may change from one attempt to the next: the epochs, and where the plugin lies."""
-    kept = list(command)
-    for option in ("--max-epoch", "--user-dir"):
-        if option in kept:
-            at = kept.index(option)
-            del kept[at : at + 2]
-    return kept
+def state_of(job: Job, inputs: dict[str, str | None], place: Path | None = None) -> State:
+    """Whether `job` is finished, judged by what lies in its folder or in `place`.
+
+    `inputs` names what each job of `job.after` has `made` by now (None: not finished).
+
+    Raises:
+        UserError: its record is damaged.
+    """
+    record = load_record(job, place)
+    if record is None:
+        return State("new")
+    before = settings(record["command"], Path(record.get("folder", job.folder)))
+    if before != job.settings:
+        then, now = (" ".join(_only_in(*both)) for both in ((before, job.settings), (job.settings, before)))
+        return State("changed", why=f"then: {then or '-'}; now: {now or '-'}")
+    if other := [name for name, made in inputs.items() if record.get("inputs", {}).get(name) != made]:
+        return State("stale", why=f"{', '.join(other)} {'is' if len(other) == 1 else 'are'} made anew")
+    # More epochs than last time make a finished run an unfinished one. An unfinished one is judged by this attempt's
+    # number, be it smaller: that is what it will have when it is done.
+    whole = record["finished"] and max_epoch(job.command) <= max_epoch(record["command"])
+    if whole and all(((place or job.folder) / name).exists() for name in job.makes):
+        return State("finished", made=record.get("made", "before"))
+    return State("begun")
+
+
+def states(jobs: Iterable[Job]) -> dict[str, State]:
+    """The state of each job; `jobs` are in an order in which each comes after those it depends on."""
+    found: dict[str, State] = {}
+    for job in jobs:
+        found[job.name] = state_of(job, {name: found[name].made for name in job.after})
+    return found
+
+
+def in_order(jobs: Iterable[Job]) -> list[Job]:
+    """The same jobs, each after those it depends on, else in the order given.
+
+    Raises:
+        ValueError: a name that occurs twice or not at all, or a circle.
+    """
+    waiting, ordered, placed = list(jobs), [], set()
+    names = {job.name for job in waiting}
+    if len(names) < len(waiting) or any(set(job.after) - names for job in waiting):
+        raise ValueError("names of jobs must be unique, and each dependency a job")
+    while waiting:
+        ready = [job for job in waiting if placed.issuperset(job.after)]
+        if not ready:
+            raise ValueError(f"jobs that wait for each other: {', '.join(job.name for job in waiting)}")
+        ordered += ready
+        placed.update(job.name for job in ready)
+        waiting = [job for job in waiting if job.name not in placed]
+    return ordered
 
 
 def _only_in(words: list[str], others: list[str]) -> list[str]:
@@ -131,139 +238,529 @@ def _only_in(words: list[str], others: list[str]) -> list[str]:
     ]
 
 
-def save_record(run: Run, **changes) -> None:
-    run.record.update(changes)
-    temporary = run.folder / "run.json.tmp"
-    temporary.write_text(json.dumps(run.record, indent=2) + "\n", encoding="utf-8")
-    temporary.replace(run.folder / "run.json")
+def set_aside(job: Job) -> None:
+    """Keep what lies in the job's folder elsewhere: it was made with other settings, or from other inputs."""
+    record = load_record(job) or {}
+    place = job.folder.parent / REPLACED / f"{job.folder.name}-{record.get('made') or secrets.token_hex(4)}"
+    place.parent.mkdir(exist_ok=True)
+    os.rename(job.folder, place)
 
 
-def start(run: Run, threads: int) -> None:
-    """Start the command with its output appended to train.log. Raises UserError if the folder is in use."""
-    run.folder.mkdir(parents=True, exist_ok=True)
-    lock = os.open(run.folder / "lock", os.O_WRONLY | os.O_CREAT)
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        save_record(run)
-        with (run.folder / "train.log").open("ab") as log:
-            run.log_position = log.tell()
-            # The command inherits the lock: the folder stays taken even if this process alone is killed.
-            run.process = subprocess.Popen(
-                run.command,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                pass_fds=[lock],
-                env={"OMP_NUM_THREADS": str(threads), **os.environ},
-            )
-    except BlockingIOError:
-        raise UserError(f"{run.folder} is being trained by another process; wait for it or end it") from None
-    except FileNotFoundError:
-        raise UserError(f"command '{run.command[0]}' not found; set up with scripts/setup.sh first") from None
-    finally:
-        os.close(lock)
-    run.started = time.monotonic()
+def take_back(job: Job, inputs: dict[str, str | None]) -> bool:
+    """Bring back an earlier result of just these settings and inputs, if one was set aside."""
+    for place in sorted((job.folder.parent / REPLACED).glob(f"{job.folder.name}-*")):
+        with contextlib.suppress(UserError):
+            if state_of(job, inputs, place).kind == "finished":
+                os.rename(place, job.folder)
+                return True
+    return False
 
 
-def follow(run: Run) -> None:
-    """Read what fairseq logged since the last call (--log-format json)."""
-    with (run.folder / "train.log").open("rb") as log:
-        log.seek(run.log_position)
-        new = log.read()
-    whole = new.rfind(b"\n") + 1
-    run.log_position += whole
-    for line in new[:whole].decode("utf-8", "replace").splitlines():
-        if "| train_inner | " in line or "| train | " in line:
-            stats = json.loads(line[line.index("{") :])
-            run.epochs_done = float(stats.get("update", stats["epoch"]))
-            run.updates_done = int(stats.get("num_updates", stats.get("train_num_updates", 0)))
-            run.loss = stats.get("loss", stats.get("train_loss", ""))
+# One job
 
 
-def finish(run: Run) -> None:
-    """Record the ended command's times. Raises UserError, with the log's last line, if it failed."""
-    _, status, usage = os.wait4(run.process.pid, 0)
-    code = run.process.returncode = os.waitstatus_to_exitcode(status)
-    save_record(
-        run,
-        seconds=run.record["seconds"] + time.monotonic() - run.started,
-        cpu_seconds=run.record["cpu_seconds"] + usage.ru_utime + usage.ru_stime,
-        finished=code == 0,
-    )
-    run.process = None
-    if code:
-        lines = (run.folder / "train.log").read_text(encoding="utf-8", errors="replace").strip().splitlines()
-        raise UserError(
-            f"{run.name} failed (exit status {code}): {lines[-1] if lines else 'no output'}; "
-            f"see {run.folder / 'train.log'}"
-        )
+@cache
+def commit() -> str | None:
+    """The commit of this clone, with "+" where files differ from it; None outside git."""
+    git = ["git", "-C", str(ROOT)]
+    head = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True)
+    if head.returncode:
+        return None
+    changed = subprocess.run([*git, "status", "--porcelain", "--untracked-files=no"], capture_output=True, text=True)
+    return head.stdout.strip() + ("+" if changed.stdout.strip() else "")
 
 
-def has_ended(run: Run) -> bool:
-    # WNOWAIT leaves the child for wait4, which alone tells its CPU time.
-    return os.waitid(os.P_PID, run.process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
+def now() -> str:
+    return datetime.now(timezone.utc).isoformat(timespec="seconds")
 
 
-def run_all(runs: list[Run], jobs: int) -> None:
-    waiting = deque(runs)
-    running: list[Run] = []
-    jobs = min(jobs, len(runs))
-    threads = max(1, len(os.sched_getaffinity(0)) // jobs)
-    with tqdm(
-        total=len(runs),
-        unit="run",
-        file=sys.stdout,
-        mininterval=1 if sys.stdout.isatty() else 30,
-        bar_format="{percentage:3.0f}% {elapsed}<{remaining} {postfix}",
-    ) as bar:
+class Process:
+    """A job that runs on this machine, in a session of its own, so that a Ctrl-C reaches this process alone.
+
+    The command inherits the lock on its folder: the folder stays taken even if this process alone is killed.
+
+    Args:
+        job: what to run.
+        inputs: what each job it depends on has made.
+        environment: on top of this process's own.
+
+    Raises:
+        UserError: its folder is in use, or there is no such command.
+    """
+
+    def __init__(self, job: Job, inputs: dict[str, str | None], environment: dict[str, str]) -> None:
+        self.job = job
+        job.folder.mkdir(parents=True, exist_ok=True)
+        lock = os.open(job.folder / "run.lock", os.O_WRONLY | os.O_CREAT, 0o666)
         try:
-            while waiting or running:
-                while waiting and len(running) < jobs:
-                    start(waiting[0], threads)
-                    running.append(waiting.popleft())
-                time.sleep(_POLL_SECONDS)
-                for run in list(running):
-                    follow(run)
-                    if has_ended(run):
-                        running.remove(run)
-                        finish(run)
-                        bar.write(f"{run.name}: trained in {run.record['seconds']:.0f} s")
-                bar.set_postfix_str(
-                    ", ".join(f"{run.name} {run.place} loss {run.loss}" for run in running),
-                    refresh=False,
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            before = load_record(job) or {}
+            self.record = {
+                "name": job.name,
+                "command": list(job.command),
+                "folder": str(job.folder),
+                "inputs": inputs,
+                "finished": False,
+                "seconds": before.get("seconds", 0.0),
+                "cpu_seconds": before.get("cpu_seconds", 0.0),
+                "attempts": before.get("attempts", 0) + 1,
+                "began": now(),
+                "host": socket.gethostname(),
+                "commit": commit(),
+            }
+            save_record(job, self.record)
+            with job.log_file.open("ab") as log:
+                self._process = subprocess.Popen(
+                    job.command,
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=log,
+                    pass_fds=[lock],
+                    env={**os.environ, **environment},
+                    start_new_session=True,
                 )
-                bar.update(sum(run.share_done for run in runs) - bar.n)
+        except BlockingIOError:
+            raise UserError(f"{job.folder} is in use by another process; wait for it or end it") from None
+        except FileNotFoundError:
+            raise UserError(f"command '{job.command[0]}' not found; set up with scripts/setup.sh first") from None
         finally:
-            for run in running:
-                run.process.terminate()
-            for run in running:
-                with contextlib.suppress(UserError):  # it failed because of the line above
-                    finish(run)
+            os.close(lock)
+        self._started = time.monotonic()
+        self.code: int | None = None
+
+    def poll(self) -> int | None:
+        """The exit status once the command has ended, its times then being recorded; None before."""
+        # WNOWAIT leaves the child for wait4, which alone tells its CPU time.
+        if self.code is None and os.waitid(os.P_PID, self._process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT):
+            self._finish()
+        return self.code
+
+    def ask_to_end(self) -> None:
+        """Send SIGTERM to the command and all it has started."""
+        self._signal(signal.SIGTERM)
+
+    def stop(self) -> None:
+        """Wait for it to end as asked; kill what stays."""
+        limit = time.monotonic() + _SECONDS_TO_END
+        while self.poll() is None and time.monotonic() < limit:
+            time.sleep(0.05)
+        self._signal(signal.SIGKILL)  # also what a command that ended at once has left behind
+        while self.poll() is None:
+            time.sleep(0.05)
+
+    def _signal(self, number: int) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self._process.pid, number)
+
+    def _finish(self) -> None:
+        _, status, usage = os.wait4(self._process.pid, 0)
+        self.code = self._process.returncode = os.waitstatus_to_exitcode(status)
+        self.record["seconds"] += time.monotonic() - self._started
+        self.record["cpu_seconds"] += usage.ru_utime + usage.ru_stime
+        self.record |= {"exit_status": self.code, "ended": now()}
+        missing = [name for name in self.job.makes if not (self.job.folder / name).exists()]
+        if self.code == 0 and not missing:
+            self.record |= {"finished": True, "made": secrets.token_hex(8)}
+        elif self.code == 0:
+            self.code = 1
+            with self.job.log_file.open("a") as log:
+                log.write(f"the command ended without having written {', '.join(missing)}\n")
+        save_record(self.job, self.record)
+
+
+def last_lines(job: Job, count: int = _LAST_LINES) -> list[str]:
+    """The last lines that say something in the job's log."""
+    try:
+        with job.log_file.open("rb") as log:
+            log.seek(max(0, log.seek(0, os.SEEK_END) - 65_536))
+            lines = log.read().decode("utf-8", "replace").splitlines()
+    except OSError:
+        return []
+    return [line.rstrip() for line in lines if line.strip()][-count:]
+
+
+# How far a job is
+
+
+@dataclass
+class Follower:
+    """Reads what a running job adds to its log: fairseq's --log-format json, train.py's lines, or any `[ 12 %]`.
+
+    Attributes:
+        share: of the job that is done, from 0 to 1.
+        text: where it is, in words.
+    """
+
+    job: Job
+    share: float = 0.0
+    text: str = ""
+    _position: int = field(default=0, init=False)
+    _epochs: float = field(default=0.0, init=False)
+    _updates: int = field(default=0, init=False)
+
+    _EPOCH = re.compile(r"Epoch (\d+)/(\d+) (?: *\[ *(\d+)/(\d+)\]|(done))")
+    _PERCENT = re.compile(r"\[ *(\d+) %\]")
+
+    def __post_init__(self) -> None:
+        self._position = self.job.log_file.stat().st_size if self.job.log_file.exists() else 0
+
+    def look(self) -> None:
+        """Take in what was written since the last call."""
+        try:
+            with self.job.log_file.open("rb") as log:
+                log.seek(self._position)
+                new = log.read()
+        except OSError:
+            return
+        whole = new.rfind(b"\n") + 1
+        self._position += whole
+        for line in new[:whole].decode("utf-8", "replace").splitlines():
+            if "| train_inner | " in line or "| train | " in line:
+                with contextlib.suppress(ValueError, KeyError):
+                    self._fairseq(json.loads(line[line.index("{") :]))
+            elif found := self._EPOCH.search(line):
+                epoch, epochs, step, steps, done = found.groups()
+                passed = int(epoch) if done else int(epoch) - 1 + int(step) / int(steps)
+                self.share, self.text = min(1.0, passed / int(epochs)), f"epoch {passed:.1f}/{epochs}"
+            elif found := self._PERCENT.search(line):
+                self.share, self.text = int(found[1]) / 100, f"{found[1]} %"
+
+    def _fairseq(self, stats: dict) -> None:
+        epochs, updates = max_epoch(self.job.command), float(value_of("--max-update", self.job.command) or "inf")
+        self._epochs = float(stats.get("update", stats["epoch"]))
+        self._updates = int(stats.get("num_updates", stats.get("train_num_updates", self._updates)))
+        by_epochs, by_updates = self._epochs / epochs if epochs else 0.0, self._updates / updates
+        self.share = min(1.0, max(by_epochs, by_updates))  # whichever ends the training first
+        place = f"update {self._updates}/{updates:g}" if by_updates > by_epochs else f"epoch {self._epochs:.1f}"
+        self.text = f"{place}/{epochs:g}" if by_updates <= by_epochs and epochs else place
+        self.text += f" loss {stats.get('loss', stats.get('train_loss', ''))}"
+
+
+class Progress:
+    """Jobs done, running, failed, and the time left: a bar on a terminal, elsewhere a plain line now and then."""
+
+    def __init__(self, total: float, jobs: int) -> None:
+        self.jobs = jobs
+        self.began = self._shown = time.monotonic()
+        self._total = total
+        self._bar = None
+        if sys.stderr.isatty():
+            form = "{percentage:3.0f}%|{bar:20}| {elapsed}<{remaining} {postfix}"
+            self._bar = tqdm(total=total, bar_format=form, mininterval=0.5, smoothing=0, dynamic_ncols=True)
+
+    def say(self, text: str) -> None:
+        """A line of its own, above the bar."""
+        if self._bar is None:
+            print(text, flush=True)
+        else:
+            self._bar.write(text, file=sys.stdout)
+
+    def show(self, done: float, counts: dict[str, int], where: str) -> None:
+        """`done` of the total cost, how many jobs are in which state, and what those that run are at."""
+        text = ", ".join(f"{number} {name}" for name, number in counts.items() if number or name != "failed")
+        if self._bar is not None:
+            self._bar.set_postfix_str(f"{text} of {self.jobs}; {where}", refresh=False)
+            self._bar.update(done - self._bar.n)
+            return
+        elapsed = time.monotonic() - self.began
+        if time.monotonic() - self._shown < max(30, elapsed / 50):
+            return
+        self._shown = time.monotonic()
+        left = f"{clock(elapsed * (self._total - done) / done)} left" if done else "time left not known yet"
+        print(f"jobs: {text} of {self.jobs}; {100 * done / self._total:.0f} %, {left}; {where}", flush=True)
+
+    def close(self) -> None:
+        if self._bar is not None:
+            self._bar.close()
+
+
+def clock(seconds: float) -> str:
+    """`3:05`, `2:03:05`."""
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"
+
+
+# Many jobs
+
+
+class Here:
+    """Runs jobs on this machine, one in each slot.
+
+    Args:
+        slots: for each job at a time, what its environment holds on top of this process's.
+    """
+
+    def __init__(self, slots: list[dict[str, str]]) -> None:
+        self._free = list(slots)
+        self._taken: dict[str, dict[str, str]] = {}
+
+    @property
+    def room(self) -> int:
+        """How many more jobs can be started now."""
+        return len(self._free)
+
+    def start(self, jobs: list[tuple[Job, dict[str, str | None]]]) -> Iterator[Process | UserError]:
+        """Start jobs, given with what the jobs they depend on have made; for each its process or why there is none."""
+        for job, inputs in jobs:
+            slot = self._free.pop(0)
+            try:
+                process = Process(job, inputs, slot)
+            except UserError as error:
+                self._free.append(slot)
+                yield error
+            else:
+                self._taken[job.name] = slot
+                yield process
+
+    def ended(self, job: Job) -> None:
+        """Take note that the job's slot is free."""
+        self._free.append(self._taken.pop(job.name))
+
+
+def cores() -> int:
+    """How many cores this process may use."""
+    return len(os.sched_getaffinity(0))
+
+
+def gpus() -> list[str]:
+    """What CUDA_VISIBLE_DEVICES calls the GPUs of this machine; empty where there is none."""
+    if (visible := os.environ.get("CUDA_VISIBLE_DEVICES")) is not None:
+        return [name for name in visible.split(",") if name.strip() not in ("", "-1")]
+    if not shutil.which("nvidia-smi"):
+        return []
+    listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True)
+    return [str(number) for number, line in enumerate(listed.stdout.splitlines()) if line.startswith("GPU ")]
+
+
+def cpu_slots(jobs: int) -> list[dict[str, str]]:
+    """`jobs` slots that share the cores; OMP_NUM_THREADS, where the user has set it, stays."""
+    threads = os.environ.get("OMP_NUM_THREADS") or str(max(1, cores() // jobs))
+    return [{"OMP_NUM_THREADS": threads} for _ in range(jobs)]
+
+
+def gpu_slots(names: list[str]) -> list[dict[str, str]]:
+    """A slot for each GPU."""
+    return [{"CUDA_VISIBLE_DEVICES": name} for name in names]
+
+
+class Stopped(Exception):
+    """A signal ended the run; `status` is what the command should exit with."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.status = 128 + number
+
+
+@contextlib.contextmanager
+def stop_signals() -> Iterator[None]:
+    """SIGINT and SIGTERM raise Stopped inside the block, also where they were ignored; a second one does not."""
+
+    def stop(number: int, _) -> None:
+        for each in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(each, signal.SIG_IGN)
+        raise Stopped(number)
+
+    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A job that did not finish: `reason` in one line, and what its log ends with."""
+
+    job: Job
+    reason: str
+    lines: tuple[str, ...] = ()
+
+
+def run(
+    jobs: Iterable[Job], launcher: Here, *, replace: bool = False, ended: Callable[[Job], None] = lambda job: None
+) -> list[Failure]:
+    """Run what is not finished, each job after those it depends on; a failed one keeps back only what depends on it.
+
+    Args:
+        jobs: all jobs, finished ones included.
+        launcher: where they run.
+        replace: set aside what was made with other settings, instead of refusing to start.
+        ended: called with each job that has finished.
+
+    Returns:
+        The jobs that failed, and those that had to wait for them.
+
+    Raises:
+        UserError: a job's folder was made with other settings, or its record is damaged; nothing was started then.
+        Stopped: by SIGINT or SIGTERM; what ran was ended.
+    """
+    ordered = in_order(jobs)
+    found = states(ordered)
+    if not replace:
+        for job in ordered:
+            if (state := found[job.name]).kind in ("changed", "stale"):
+                raise UserError(
+                    f"{job.folder} was made with other settings ({state.why}); choose another folder or remove it"
+                )
+    made = {name: state.made for name, state in found.items() if state.kind == "finished"}
+    for which in made if len(made) <= 5 else [f"{len(made)} jobs"]:
+        print(f"{which}: finished before, skipped", flush=True)
+    waiting = [job for job in ordered if job.name not in made]
+    if not waiting:
+        return []
+    progress = Progress(sum(job.cost for job in waiting), len(ordered))
+    try:
+        with stop_signals():
+            return _run(waiting, launcher, made, replace, progress, ended)
+    finally:
+        progress.close()
+
+
+def _run(
+    waiting: list[Job],
+    launcher: Here,
+    made: dict[str, str | None],
+    replace: bool,
+    progress: Progress,
+    ended: Callable[[Job], None],
+) -> list[Failure]:
+    running: dict[str, tuple[Process, Follower]] = {}
+    failures: dict[str, Failure] = {}
+    done = 0.0
+
+    def finished(job: Job) -> None:
+        nonlocal done
+        made[job.name] = (load_record(job) or {}).get("made")
+        done += job.cost
+        ended(job)
+
+    def failed(job: Job, reason: str, lines: Iterable[str] = ()) -> None:
+        nonlocal done
+        failures[job.name] = Failure(job, reason, tuple(lines))
+        done += job.cost
+        progress.say(f"{job.name}: {reason}")
+
+    try:
+        while waiting or running:
+            ready = []
+            for job in list(waiting):
+                if lost := [name for name in job.after if name in failures]:
+                    waiting.remove(job)
+                    failed(job, f"not run, because {lost[0]} failed")
+                elif all(name in made for name in job.after) and len(ready) < launcher.room:
+                    waiting.remove(job)
+                    inputs = {name: made[name] for name in job.after}
+                    state = state_of(job, inputs)
+                    if replace and state.kind in ("changed", "stale"):
+                        progress.say(f"{job.name}: made anew ({state.why})")
+                        set_aside(job)
+                    if replace and not job.folder.exists() and take_back(job, inputs):
+                        progress.say(f"{job.name}: taken back from {REPLACED}/")
+                        finished(job)
+                        continue
+                    ready.append((job, inputs, Follower(job)))
+            started = launcher.start([(job, inputs) for job, inputs, _ in ready])
+            for (job, _, follower), process in zip(ready, started, strict=True):
+                if isinstance(process, UserError):
+                    failed(job, str(process))
+                else:
+                    running[job.name] = process, follower
+            for name, (process, follower) in list(running.items()):
+                code = process.poll()
+                follower.look()
+                if code is None:
+                    continue
+                del running[name]
+                launcher.ended(follower.job)
+                if code == 0:
+                    seconds = (load_record(follower.job) or {"seconds": 0.0})["seconds"]
+                    finished(follower.job)
+                    progress.say(f"{name}: done in {clock(seconds)}")
+                else:
+                    lines = last_lines(follower.job)
+                    how = f"signal {-code}" if code < 0 else f"exit status {code}"
+                    why = f"failed ({how}): {lines[-1] if lines else 'no output'}; see {follower.job.log_file}"
+                    failed(follower.job, why, lines)
+            share = sum(follower.job.cost * follower.share for _, follower in running.values())
+            where = ", ".join(f"{name} {follower.text}".strip() for name, (_, follower) in running.items())
+            counts = {"done": len(made), "running": len(running), "failed": len(failures)}
+            progress.show(done + share, counts, where)
+            if running:
+                time.sleep(_POLL_SECONDS)
+    finally:
+        for process, _ in running.values():
+            process.ask_to_end()
+        for process, _ in running.values():
+            process.stop()
+    return list(failures.values())
+
+
+def run_as_command(name: str, jobs: Iterable[Job], launcher: Here, **options) -> None:
+    """`run` for a command line: what failed is told on stderr, and this process exits with 1, or 128 + the signal."""
+    try:
+        failures = run(jobs, launcher, **options)
+    except Stopped as stopped:
+        print(f"{name}: stopped; run the same command again to go on", file=sys.stderr)
+        sys.exit(stopped.status)
+    for failure in failures:
+        print(f"{name}: {failure.job.name} {failure.reason}", file=sys.stderr)
+    if failures:
+        sys.exit(1)
+
+
+def split_jobs(words: list[str]) -> list[Job]:
+    """`DIR COMMAND... --- DIR COMMAND...` -> jobs.
+
+    Raises:
+        UserError: a part lacks its command, or a folder occurs twice.
+    """
+    groups: list[list[str]] = [[]]
+    for word in words:
+        if word == _SEPARATOR:
+            groups.append([])
+        else:
+            groups[-1].append(word)
+    if any(len(group) < 2 for group in groups):
+        raise UserError(f"every run needs a folder and a command, separated by {_SEPARATOR}")
+    folders = [Path(group[0]) for group in groups]
+    if len(set(folders)) < len(folders):
+        raise UserError("two runs with the same folder; give each its own")
+    short = [folder.name for folder in folders]
+    names = short if len(set(short)) == len(short) else [str(folder) for folder in folders]
+    return [Job(name, folder, tuple(group[1:])) for name, folder, group in zip(names, folders, groups, strict=True)]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--jobs", type=int, default=1, help="how many run side by side (default: 1)")
+    parser.add_argument("--jobs", type=int, default=1, metavar="N", help="how many run side by side (default: 1)")
     parser.add_argument("--dry-run", action="store_true", help="print the commands and run nothing")
+    parser.add_argument(
+        "--node-rank",
+        type=int,
+        default=0,
+        metavar="N",
+        help="of several machines that run one job together, the first keeps its record and the others only read it",
+    )
     parser.add_argument("runs", nargs=argparse.REMAINDER, metavar=f"DIR COMMAND... [{_SEPARATOR} DIR COMMAND...]")
     args = parser.parse_args()
-    runs = split_runs(args.runs[1:] if args.runs[:1] == ["--"] else args.runs)
+    jobs = split_jobs(args.runs[1:] if args.runs[:1] == ["--"] else args.runs)
+    for job in jobs:
+        max_epoch(job.command)  # a mistake there is told before anything is shown or started
     if args.dry_run:
-        for run in runs:
-            print(shlex.join(run.command))
+        for job in jobs:
+            print(shlex.join(job.command))
         return
     if args.jobs < 1:
         raise UserError(f"--jobs {args.jobs} is below 1")
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    for run in runs:
-        run.record = load_record(run)
-    for run in runs:
-        if run.record["finished"]:
-            print(f"{run.name}: finished before, skipped", flush=True)
-    pending = [run for run in runs if not run.record["finished"]]
-    if pending:
-        run_all(pending, args.jobs)
+    if args.node_rank:
+        for job in jobs:
+            if state_of(job, {}).kind != "finished" and (code := subprocess.run(job.command).returncode):
+                sys.exit(code)
+        return
+    run_as_command("jobs.py", jobs, Here(cpu_slots(min(args.jobs, len(jobs)))))
 
 
 if __name__ == "__main__":
-    run_cli("jobs.py", main)
+    run_command("jobs.py", main)

@@ -1,4 +1,4 @@
-"""Runs side by side: what is skipped, what goes on, how failures are told. Shell programs stand for trainings."""
+"""The runner of jobs: what is skipped, what goes on, how failures are told. Shell programs stand for trainings."""
 
 import fcntl
 import json
@@ -12,161 +12,324 @@ from pathlib import Path
 import pytest
 
 from scripts.lib import jobs
+from scripts.lib.jobs import Here, Job, cpu_slots
+from vision_reference.errors import UserError
 
 # Logs as fairseq does with --log-format json.
 EPOCH = """echo '2026 | INFO | train_inner | {"epoch": 1, "update": 0.5, "loss": "7.5"}'; """
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch):
+    monkeypatch.setattr(jobs, "_POLL_SECONDS", 0.01)
 
 
 def record(folder: Path) -> dict:
     return json.loads((folder / "run.json").read_text())
 
 
-def shell(program: str, *arguments: object) -> list[object]:
-    return ["bash", "-c", program, "run", *arguments]
+def shell(program: str, *arguments: object) -> tuple[str, ...]:
+    return ("bash", "-c", program, "run", *map(str, arguments))
 
 
-def test_runs_end_with_their_log_times_and_command_recorded(tmp_path, run_script):
-    command = shell(EPOCH + "echo said; echo complained >&2", "--max-epoch", 2)
-    done = run_script("lib/jobs.py", "--jobs", 2, "--", tmp_path / "a", *command, "---", tmp_path / "b", *command)
-    assert done.returncode == 0, done.stderr
+def job(name: Path, program: str, *arguments: object, **details) -> Job:
+    return Job(name.name, name, shell(program, *arguments), **details)
+
+
+def run(*todo: Job, at_once: int = 2, replace: bool = False, ended=lambda job: None) -> list[jobs.Failure]:
+    return jobs.run(todo, Here(cpu_slots(at_once)), replace=replace, ended=ended)
+
+
+def lines_of(file: Path) -> int:
+    return len(file.read_text().splitlines()) if file.exists() else 0
+
+
+def test_jobs_end_with_their_log_times_and_command_recorded(tmp_path, capsys):
+    program = EPOCH + "echo said; echo complained >&2"
+    assert run(job(tmp_path / "a", program), job(tmp_path / "b", program)) == []
     for name in ("a", "b"):
         log = (tmp_path / name / "train.log").read_text()
         assert "said\n" in log
         assert "complained\n" in log
-        assert record(tmp_path / name)["finished"] is True
-        assert record(tmp_path / name)["command"] == list(map(str, command))
-        assert 0 < record(tmp_path / name)["seconds"] < 60
-        assert f"{name}: trained in " in done.stdout
+        kept = record(tmp_path / name)
+        assert kept["finished"] is True
+        assert kept["command"] == list(shell(program))
+        assert 0 < kept["seconds"] < 60
+        assert kept["exit_status"] == 0
+        assert f"{name}: done in 0:0" in capsys.readouterr().out or name == "b"
 
 
-def test_runs_share_time_only_up_to_the_number_of_jobs(tmp_path, run_script):
-    alone = shell(f"test ! -e {tmp_path}/busy && touch {tmp_path}/busy && sleep 0.2 && rm {tmp_path}/busy")
-    runs = [tmp_path / "a", *alone, "---", tmp_path / "b", *alone, "---", tmp_path / "c", *alone]
-    assert run_script("lib/jobs.py", "--jobs", 1, "--", *runs).returncode == 0
+def test_jobs_share_time_only_up_to_the_number_of_slots(tmp_path):
+    alone = f"test ! -e {tmp_path}/busy && touch {tmp_path}/busy && sleep 0.1 && rm {tmp_path}/busy"
+    assert run(*(job(tmp_path / name, alone) for name in "abc"), at_once=1) == []
 
 
-def test_a_finished_run_is_not_repeated(tmp_path, run_script):
-    command = shell(f"echo x >> {tmp_path}/count")
+def test_slots_share_the_cores_and_the_users_number_of_threads_stays(monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(8)))
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    assert cpu_slots(3) == [{"OMP_NUM_THREADS": "2"}] * 3
+    monkeypatch.setenv("OMP_NUM_THREADS", "5")
+    assert cpu_slots(3) == [{"OMP_NUM_THREADS": "5"}] * 3
+
+
+def test_each_gpu_serves_one_job_and_only_the_visible_ones(monkeypatch, tmp_path):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,5")
+    assert jobs.gpus() == ["2", "5"]
+    todo = [job(tmp_path / name, f"echo $CUDA_VISIBLE_DEVICES >> {tmp_path}/used; sleep 0.3") for name in "ab"]
+    assert jobs.run(todo, Here(jobs.gpu_slots(jobs.gpus()))) == []
+    assert sorted((tmp_path / "used").read_text().split()) == ["2", "5"]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert jobs.gpus() == []
+
+
+def test_a_finished_job_is_not_repeated(tmp_path, capsys):
     for _ in range(2):
-        done = run_script("lib/jobs.py", "--", tmp_path / "a", *command)
-        assert done.returncode == 0
-    assert "a: finished before, skipped" in done.stdout
-    assert (tmp_path / "count").read_text() == "x\n"
+        assert run(job(tmp_path / "a", f"echo x >> {tmp_path}/count")) == []
+    assert "a: finished before, skipped" in capsys.readouterr().out
+    assert lines_of(tmp_path / "count") == 1
 
 
-def test_a_failed_run_is_told_in_one_line_and_goes_on_next_time(tmp_path, run_script):
-    command = shell(f"echo x >> {tmp_path}/count; echo the reason >&2; test -e {tmp_path}/cured")
-    done = run_script("lib/jobs.py", "--", tmp_path / "a", *command)
-    assert done.returncode == 2
-    line = done.stderr.strip().splitlines()[-1]
-    assert line == f"jobs.py: a failed (exit status 1): the reason; see {tmp_path}/a/train.log"
+def test_what_a_job_makes_must_be_there(tmp_path):
+    writes = job(tmp_path / "a", f"echo x >> {tmp_path}/count; touch {tmp_path}/a/weights", makes=("weights",))
+    assert run(writes) == []
+    (tmp_path / "a" / "weights").unlink()  # by somebody who needed space
+    assert run(writes) == []
+    assert lines_of(tmp_path / "count") == 2
+    (failure,) = run(job(tmp_path / "b", "true", makes=("weights",)))
+    assert "the command ended without having written weights" in failure.reason
+    assert record(tmp_path / "b")["finished"] is False
+
+
+def test_each_job_comes_after_those_it_depends_on(tmp_path):
+    def writes(name, *after):
+        return job(tmp_path / name, f"echo {name} >> {tmp_path}/order", after=after)
+
+    ended = []
+    todo = [writes("student", "store"), writes("store", "teacher", "data"), writes("teacher", "data"), writes("data")]
+    assert run(*todo, ended=lambda job: ended.append(job.name)) == []
+    assert (tmp_path / "order").read_text().split() == ["data", "teacher", "store", "student"] == ended
+
+
+@pytest.mark.parametrize("wrong", ["circle", "unknown", "twice"])
+def test_a_graph_that_cannot_be_run_is_refused(tmp_path, wrong):
+    a, b = ({"circle": ("b",), "unknown": ("c",)}.get(wrong, ()), {"circle": ("a",)}.get(wrong, ()))
+    with pytest.raises(ValueError, match="jobs"):
+        run(job(tmp_path / "a", "true", after=a), job(tmp_path / ("a" if wrong == "twice" else "b"), "true", after=b))
+
+
+def test_a_failed_job_keeps_back_only_what_depends_on_it(tmp_path, capsys):
+    todo = [
+        job(tmp_path / "bad", "echo one; echo the reason >&2; exit 3"),
+        job(tmp_path / "child", "true", after=("bad",)),
+        job(tmp_path / "grandchild", "true", after=("child",)),
+        job(tmp_path / "good", "true"),
+        job(tmp_path / "heir", "true", after=("good",)),
+    ]
+    failures = {failure.job.name: failure for failure in run(*todo)}
+    assert list(failures) == ["bad", "child", "grandchild"]
+    assert failures["bad"].reason == f"failed (exit status 3): the reason; see {tmp_path}/bad/train.log"
+    assert failures["bad"].lines == ("one", "the reason")
+    assert failures["grandchild"].reason == "not run, because child failed"
+    assert record(tmp_path / "heir")["finished"] is True
+    assert not (tmp_path / "child").exists()
+
+
+def test_a_failed_job_goes_on_next_time_and_its_times_add_up(tmp_path):
+    todo = job(tmp_path / "a", f"echo x >> {tmp_path}/count; test -e {tmp_path}/cured")
+    assert len(run(todo)) == 1
     before = record(tmp_path / "a")
     assert before["finished"] is False
     (tmp_path / "cured").touch()
-    assert run_script("lib/jobs.py", "--", tmp_path / "a", *command).returncode == 0
-    assert record(tmp_path / "a")["finished"] is True
-    assert record(tmp_path / "a")["seconds"] > before["seconds"]
-    assert (tmp_path / "count").read_text() == "x\nx\n"
-    assert (tmp_path / "a" / "train.log").read_text() == "the reason\nthe reason\n"
+    assert run(todo) == []
+    after = record(tmp_path / "a")
+    assert (after["finished"], after["attempts"]) == (True, 2)
+    assert after["seconds"] > before["seconds"]
+    assert lines_of(tmp_path / "count") == 2
 
 
-def test_a_folder_of_other_settings_is_refused(tmp_path, run_script, refused):
-    run_script("lib/jobs.py", "--", tmp_path / "a", *shell("true", "--lr", "1", "--cpu"))
-    line = refused("lib/jobs.py", "--", tmp_path / "a", *shell("true", "--lr", "2"))
-    assert "a was trained with other settings (then: --lr 1 --cpu; now: --lr 2); choose another folder" in line
+def test_a_folder_of_other_settings_is_refused_before_anything_starts(tmp_path):
+    run(job(tmp_path / "a", "true", "--lr", "1", "--amp"))
+    with pytest.raises(UserError, match=r"then: --lr 1 --amp; now: --lr 2\); choose another folder or remove it"):
+        run(job(tmp_path / "b", "true"), job(tmp_path / "a", "true", "--lr", "2"))
+    assert not (tmp_path / "b").exists()
 
 
-def test_more_epochs_let_a_finished_run_go_on_and_fewer_do_not(tmp_path, run_script):
-    command = f"echo x >> {tmp_path}/count"
+def test_a_changed_setting_runs_anew_exactly_what_depends_on_it_and_comes_back_at_once(tmp_path):
+    def todo(alpha):
+        count = f"echo $(basename $1) >> {tmp_path}/count"
+        return [
+            Job("t0", tmp_path / "t0", shell(count, "t0", "--alpha", "0")),
+            Job("t1", tmp_path / "t1", shell(count, "t1", "--alpha", alpha)),
+            Job("s0", tmp_path / "s0", shell(count, "s0"), after=("t0",)),
+            Job("s1", tmp_path / "s1", shell(count, "s1"), after=("t1",)),
+        ]
+
+    def ran():
+        words = (tmp_path / "count").read_text().split() if (tmp_path / "count").exists() else []
+        (tmp_path / "count").unlink(missing_ok=True)
+        return sorted(words)
+
+    assert run(*todo("0.1"), replace=True) == []
+    assert ran() == ["s0", "s1", "t0", "t1"]
+    assert [state.kind for state in jobs.states(todo("0.2")).values()] == ["finished", "changed", "finished", "stale"]
+    assert run(*todo("0.2"), replace=True) == []
+    assert ran() == ["s1", "t1"]
+    assert run(*todo("0.1"), replace=True) == []  # both lie in replaced/, and are what was asked for
+    assert ran() == []
+    assert record(tmp_path / "t1")["command"][-1] == "0.1"
+    assert len(list((tmp_path / "replaced").iterdir())) == 2
+
+
+def test_a_teacher_trained_anew_makes_its_students_stale(tmp_path):
+    teacher, student = job(tmp_path / "t", "true"), job(tmp_path / "s", f"echo >> {tmp_path}/count", after=("t",))
+    run(teacher, student, replace=True)
+    (tmp_path / "t" / "run.json").unlink()
+    assert jobs.states([teacher, student])["s"].kind == "stale"
+    run(teacher, student, replace=True)
+    assert lines_of(tmp_path / "count") == 2
+
+
+def test_settings_are_the_words_that_shape_the_result():
+    command = ["/x/bin/python3.10", f"{jobs.ROOT}/vision_reference/train.py", "--data-path", "/data", "--lr", "1"]
+    command += ["-j", "3", "--teacher-weights", "/out/runs/t/checkpoint.pth", "--device", "cpu", "--cpu"]
+    kept = ["python", "vision_reference/train.py", "--lr", "1", "--teacher-weights", "../t/checkpoint.pth"]
+    assert jobs.settings(command, Path("/out/runs/s")) == kept
+    eight = ["python", "-m", "torch.distributed.run", "--nproc_per_node", "8", "x.py", "--batch-size", "256"]
+    four = ["python", "-m", "torch.distributed.run", "--nproc_per_node", "4", "x.py", "--batch-size", "512"]
+    assert jobs.settings(eight, Path("a")) == jobs.settings(four, Path("a"))
+
+
+def test_more_epochs_let_a_finished_run_go_on_and_fewer_do_not(tmp_path):
     counts = []
     for epochs in (2, 2, 3, 1):
-        assert run_script("lib/jobs.py", "--", tmp_path / "a", *shell(command, "--max-epoch", epochs)).returncode == 0
-        counts.append(len((tmp_path / "count").read_text().splitlines()))
+        assert run(job(tmp_path / "a", f"echo x >> {tmp_path}/count", "--max-epoch", epochs)) == []
+        counts.append(lines_of(tmp_path / "count"))
     assert counts == [1, 1, 2, 2]
 
 
-def test_fewer_epochs_than_an_interrupted_attempt_wanted_are_not_taken_for_all(tmp_path, run_script):
-    command = f"echo x >> {tmp_path}/count; test -e {tmp_path}/cured"
+def test_fewer_epochs_than_an_interrupted_attempt_wanted_are_not_taken_for_all(tmp_path):
     counts = []
     for epochs in (4, 3, 4):  # the first attempt fails
-        run_script("lib/jobs.py", "--", tmp_path / "a", *shell(command, "--max-epoch", epochs))
-        counts.append(len((tmp_path / "count").read_text().splitlines()))
+        run(job(tmp_path / "a", f"echo x >> {tmp_path}/count; test -e {tmp_path}/cured", "--max-epoch", epochs))
+        counts.append(lines_of(tmp_path / "count"))
         (tmp_path / "cured").touch()
     assert counts == [1, 2, 3]
 
 
-def test_a_run_goes_on_from_another_clone(tmp_path, run_script):
-    for clone, epochs in (("a", 1), ("b", 2)):
-        command = shell("true", "--user-dir", f"{clone}/fairseq_plugins", "--max-epoch", epochs)
-        assert run_script("lib/jobs.py", "--", tmp_path / "run", *command).returncode == 0
-    assert record(tmp_path / "run")["command"][-3] == "b/fairseq_plugins"
-
-
-def test_a_folder_in_use_is_refused(tmp_path, refused):
+def test_a_record_of_earlier_versions_still_counts(tmp_path):
+    todo = job(tmp_path / "a", f"echo x >> {tmp_path}/count", "--max-epoch", 2)
     (tmp_path / "a").mkdir()
-    with (tmp_path / "a" / "lock").open("w") as lock:
+    old = {"command": list(todo.command), "finished": True, "seconds": 1.0, "cpu_seconds": 1.0}
+    (tmp_path / "a" / "run.json").write_text(json.dumps(old))
+    assert run(todo) == []
+    assert lines_of(tmp_path / "count") == 0
+
+
+def test_a_folder_in_use_is_left_alone(tmp_path):
+    (tmp_path / "a").mkdir()
+    with (tmp_path / "a" / "run.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        line = refused("lib/jobs.py", "--", tmp_path / "a", *shell("true"))
-    assert line.endswith("a is being trained by another process; wait for it or end it")
+        a, _ = run(job(tmp_path / "a", "true"), job(tmp_path / "b", "false"))
+    assert a.reason.endswith("a is in use by another process; wait for it or end it")
+    assert not (tmp_path / "a" / "run.json").exists()
+
+
+@pytest.mark.parametrize(
+    "content", ["{", "[]", "3", '{"command": []}', '{"command": "x", "finished": true, "seconds": 1, "cpu_seconds": 1}']
+)
+def test_a_damaged_record_is_one_line(tmp_path, content):
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "run.json").write_text(content)
+    with pytest.raises(UserError, match=r"run\.json is damaged; remove the folder to run it again"):
+        run(job(tmp_path / "a", "true"))
+
+
+def test_without_a_terminal_progress_is_lines_not_one_line(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(jobs, "max", lambda *numbers: 0, raising=False)  # a line at every look
+    run(job(tmp_path / "a", EPOCH + "sleep 0.2", "--max-epoch", 2), job(tmp_path / "b", "sleep 0.1"))
+    shown = capsys.readouterr().out
+    assert "\r" not in shown
+    assert "jobs: 0 done, 2 running of 2; " in shown
+    assert "a epoch 0.5/2 loss 7.5" in shown
+    assert " left; " in shown
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_an_interrupted_run_takes_its_trainings_with_it_and_keeps_the_time(tmp_path, scripts_folder, number):
-    command = ["bash", "-c", "echo $$ > pid; exec sleep 100"]
+def test_a_stopped_run_takes_all_it_started_with_it_and_keeps_the_time(tmp_path, scripts_folder, number):
+    command = ["bash", "-c", "sleep 100 & echo $! > pid; wait"]
     process = subprocess.Popen(
         [sys.executable, str(scripts_folder / "lib" / "jobs.py"), "--", "a", *command],
         cwd=tmp_path,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,
-        # where the tests themselves run in the background, SIGINT is ignored, and children inherit that
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     while not (tmp_path / "pid").exists() or not (tmp_path / "pid").read_text().strip():
-        time.sleep(0.1)
+        time.sleep(0.05)
     process.send_signal(number)
     _, complaint = process.communicate(timeout=60)
-    assert "Traceback" not in complaint
+    assert complaint == "jobs.py: stopped; run the same command again to go on\n"
     assert process.returncode == {signal.SIGTERM: 143, signal.SIGINT: 130}[number]
-    with pytest.raises(ProcessLookupError):
-        os.kill(int((tmp_path / "pid").read_text()), 0)
+    left = Path("/proc", (tmp_path / "pid").read_text().strip(), "stat")
+    assert not left.exists() or left.read_text().split()[2] == "Z"  # nobody has collected its exit status yet
     assert record(tmp_path / "a")["finished"] is False
     assert record(tmp_path / "a")["seconds"] > 0
 
 
-def test_mistakes_are_one_line(tmp_path, run_script, refused):
-    assert "every run needs a folder and a command" in refused("lib/jobs.py", "--", tmp_path / "a")
-    assert "--jobs 0 is below 1" in refused("lib/jobs.py", "--jobs", 0, "--", tmp_path / "a", "true")
-    (tmp_path / "a").mkdir()
-    (tmp_path / "a" / "run.json").write_text("{")
-    assert "run.json is damaged; remove the folder" in refused("lib/jobs.py", "--", tmp_path / "a", "true")
-    done = run_script("lib/jobs.py", "--", tmp_path / "b", "no-such-program")
-    assert done.returncode == 2
-    assert "command 'no-such-program' not found; set up with scripts/setup.sh first" in done.stderr
+def test_the_command_line_tells_mistakes_and_failures_in_one_line(tmp_path, monkeypatch, capsys):
+    def call(*words):
+        monkeypatch.setattr(sys, "argv", ["jobs.py", *map(str, words)])
+        with pytest.raises(SystemExit) as ended:
+            jobs.run_command("jobs.py", jobs.main)
+        complaint = capsys.readouterr().err
+        assert complaint.count("\n") == 1
+        return ended.value.code, complaint
+
+    a = tmp_path / "a"
+    assert call("--", a) == (2, "jobs.py: error: every run needs a folder and a command, separated by ---\n")
+    assert "two runs with the same folder" in call("--", a, "true", "---", a, "true")[1]
+    assert "--jobs 0 is below 1" in call("--jobs", 0, "--", a, "true")[1]
+    assert "--max-epoch abc is not a number" in call("--", a, "true", "--max-epoch", "abc")[1]
+    code, line = call("--", a, "no-such-program")
+    assert code == 1
+    assert "a command 'no-such-program' not found; set up with scripts/setup.sh first" in line
 
 
 def test_progress_is_read_from_fairseqs_log(tmp_path):
-    run = jobs.Run(tmp_path, ["x", "--max-epoch", "4"])
+    follower = jobs.Follower(Job("a", tmp_path, ("x", "--max-epoch", "4")))
     log = tmp_path / "train.log"
     log.write_text('2026 | INFO | train_inner | {"epoch": 2, "update": 1.25, "loss": "3.5"}\n2026 | INFO | train_in')
-    jobs.follow(run)
-    assert (run.epochs_done, run.loss, run.max_epoch) == (1.25, "3.5", 4)
+    follower.look()
+    assert (follower.share, follower.text) == (1.25 / 4, "epoch 1.2/4 loss 3.5")
     with log.open("a") as more:  # the rest of the half-written line, then the end of the epoch
         more.write(
             'ner | {"epoch": 2, "update": 1.5, "loss": "3.0"}\n2026 | INFO | train | {"epoch": 2, "train_loss": "2"}\n'
         )
-    jobs.follow(run)
-    assert (run.epochs_done, run.loss) == (2, "2")
-    assert run.share_done == 0.5
+    follower.look()
+    assert (follower.share, follower.text) == (0.5, "epoch 2.0/4 loss 2")
 
 
 def test_progress_goes_by_updates_where_they_end_a_training_first(tmp_path):
-    run = jobs.Run(tmp_path, ["x", "--max-epoch", "10", "--max-update", "800"])
+    follower = jobs.Follower(Job("a", tmp_path, ("x", "--max-epoch", "10", "--max-update", "800")))
     log = tmp_path / "train.log"
     log.write_text('2026 | INFO | train_inner | {"epoch": 2, "update": 1.5, "loss": "3.5", "num_updates": "600"}\n')
-    jobs.follow(run)
-    assert (run.share_done, run.place) == (0.75, "update 600/800")
+    follower.look()
+    assert (follower.share, follower.text) == (0.75, "update 600/800 loss 3.5")
     with log.open("a") as more:
         more.write('2026 | INFO | train_inner | {"epoch": 9, "update": 9.0, "loss": "1", "num_updates": "640"}\n')
-    jobs.follow(run)
-    assert (run.share_done, run.place) == (0.9, "epoch 9.0/10")
+    follower.look()
+    assert (follower.share, follower.text) == (0.9, "epoch 9.0/10 loss 1")
+
+
+def test_progress_is_read_from_the_lines_of_the_image_commands(tmp_path):
+    follower = jobs.Follower(Job("a", tmp_path, ("x",)))
+    log = tmp_path / "train.log"
+    for line, share in (
+        ("Epoch 2/4  [ 5/10]  lr 0.1  loss 2.3", 1.5 / 4),
+        ("Epoch 2/4 done in 3.0 s: Acc@1 10.0", 0.5),
+        ("[ 12 %]  300 views/s  ETA 0:00:10", 0.12),
+    ):
+        with log.open("a") as more:
+            more.write(line + "\n")
+        follower.look()
+        assert follower.share == share
