@@ -13,35 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vision_reference.kd_losses import KdLoss, kl, loss_type
 from vision_reference.networks.folding import fold_batch_norms
-
-
-def kd_divergence(student_logits: Tensor, teacher_logits: Tensor, temperature: float) -> Tensor:
-    """``T^2 * KL(softmax(teacher / T) || softmax(student / T))``, mean over the batch.
-
-    The arithmetic is done in float64 whatever the inputs' type: the divergence shrinks as 1 / T^2 while its terms do
-    not, so that at T = 64 float32 keeps two or three digits of it. On (batch, classes) this costs nothing beside a
-    forward pass.
-
-    Args:
-        student_logits: (B, K), any floating type.
-        teacher_logits: (B, K), any floating type; no gradient flows to it.
-        temperature: T > 0.
-
-    Returns:
-        A scalar, float32 (float64 for float64 input); its gradient has the type of ``student_logits``.
-
-    Raises:
-        ValueError: the shapes differ or T is not positive.
-    """
-    if student_logits.shape != teacher_logits.shape:
-        raise ValueError(f"student {tuple(student_logits.shape)} and teacher {tuple(teacher_logits.shape)} differ")
-    if not temperature > 0:
-        raise ValueError(f"temperature must be positive, got {temperature}")
-    student_lprobs = F.log_softmax(student_logits.double() / temperature, dim=1)
-    teacher_lprobs = F.log_softmax(teacher_logits.detach().double() / temperature, dim=1)
-    divergence = F.kl_div(student_lprobs, teacher_lprobs, reduction="batchmean", log_target=True)
-    return (temperature**2 * divergence).to(_loss_type(student_logits))
 
 
 def label_loss(logits: Tensor, targets: Tensor, label_smoothing: float, max_suppression: float = 0.0) -> Tensor:
@@ -61,7 +34,7 @@ def label_loss(logits: Tensor, targets: Tensor, label_smoothing: float, max_supp
     Returns:
         Scalar mean over the batch, float32 (float64 for float64 input).
     """
-    logits = logits.to(_loss_type(logits))
+    logits = logits.to(loss_type(logits))
     loss = F.cross_entropy(logits, targets, label_smoothing=label_smoothing)
     if max_suppression:
         loss = loss + max_suppression * (logits.amax(dim=1) - logits.mean(dim=1)).mean()
@@ -85,8 +58,9 @@ def distillation_loss(
     kd_weight: float,
     label_smoothing: float,
     max_suppression: float = 0.0,
+    kd_loss: KdLoss = kl,
 ) -> Losses:
-    """``kd_weight * T^2 * KL + (1 - kd_weight) * cross entropy``; plain cross entropy where there is no teacher.
+    """``kd_weight * kd_loss + (1 - kd_weight) * cross entropy``; plain cross entropy where there is no teacher.
 
     Args:
         student_logits: (B, K).
@@ -96,11 +70,12 @@ def distillation_loss(
         kd_weight: lambda, from 0 to 1.
         label_smoothing: alpha of the student's own labels, from 0 to 1.
         max_suppression: alpha of MaxSup in the student's own cross entropy, see ``label_loss``.
+        kd_loss: what the student is to match, see ``kd_losses``; T^2 times the KL divergence by default.
     """
     ce = label_loss(student_logits, targets, label_smoothing, max_suppression)
     if teacher_logits is None:
         return Losses(ce, torch.zeros_like(ce), ce)
-    kd = kd_divergence(student_logits, teacher_logits, temperature)
+    kd = kd_loss(student_logits, teacher_logits, targets, temperature)
     return Losses(kd_weight * kd + (1 - kd_weight) * ce, kd, ce)
 
 
@@ -148,7 +123,3 @@ def _keep_weights_in(dtype: torch.dtype, model: nn.Module) -> None:
     for module in model.modules():
         if type(module) in (nn.Conv2d, nn.Linear):
             module.to(dtype)
-
-
-def _loss_type(logits: Tensor) -> torch.dtype:
-    return torch.float64 if logits.dtype == torch.float64 else torch.float32

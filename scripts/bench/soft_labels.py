@@ -49,11 +49,12 @@ from scripts.bench.timing import (
 )
 from scripts.bench.vision_step import CLASSES, TEACHER, TEMPERATURE
 from vision_reference.arguments import parse_args as parse_training_flags
-from vision_reference.distillation import Teacher, kd_divergence
+from vision_reference.distillation import Teacher
 from vision_reference.errors import run_command
 from vision_reference.images.pipelines import Normalize
 from vision_reference.images.presets import PRESETS
 from vision_reference.images.samplers import TrainBatchSampler
+from vision_reference.kd_losses import kd_divergence
 from vision_reference.learner import build_learner
 from vision_reference.loaders import SoftLabelLoader, TeacherLoader, TorchvisionLoader
 from vision_reference.machine import choose_machine

@@ -1,0 +1,237 @@
+"""Distillation losses by name: what a student is asked to match of its teacher's answers.
+
+A loss is a function
+
+    loss(student_logits, teacher_logits, targets, temperature, **hyper_parameters) -> scalar
+
+of ``student_logits`` and ``teacher_logits`` (B, K) in any floating type, ``targets`` (B,), the class numbers,
+``temperature`` T > 0, and whatever hyper-parameters it has, each with a default. It returns the mean over the batch in
+float32 or float64, to be weighted by ``--kd-weight``; no gradient may flow to the teacher. ``--kd-loss`` takes the name
+of one below or ``package.module:function``, and hyper-parameters after a colon: ``dkd:alpha=1,beta=8``.
+
+A store of a teacher's k largest logits (``--soft-labels``, ``--top-k``) gives back logits whose softmax at T is right
+and whose values are not: a loss that needs nothing but that softmax says so, by an attribute ``takes_top_k = True``.
+"""
+
+import ast
+import importlib
+import inspect
+from collections.abc import Callable
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from vision_reference.errors import UserError
+
+KdLoss = Callable[[Tensor, Tensor, Tensor, float], Tensor]
+
+_FIXED = ("student_logits", "teacher_logits", "targets", "temperature")
+
+
+def kd_divergence(student_logits: Tensor, teacher_logits: Tensor, temperature: float) -> Tensor:
+    """``T^2 * KL(softmax(teacher / T) || softmax(student / T))``, mean over the batch.
+
+    The arithmetic is done in float64 whatever the inputs' type: the divergence shrinks as 1 / T^2 while its terms do
+    not, so that at T = 64 float32 keeps two or three digits of it. On (batch, classes) this costs nothing beside a
+    forward pass.
+
+    Args:
+        student_logits: (B, K), any floating type.
+        teacher_logits: (B, K), any floating type; no gradient flows to it.
+        temperature: T > 0.
+
+    Returns:
+        A scalar, float32 (float64 for float64 input); its gradient has the type of ``student_logits``.
+
+    Raises:
+        ValueError: the shapes differ or T is not positive.
+    """
+    if student_logits.shape != teacher_logits.shape:
+        raise ValueError(f"student {tuple(student_logits.shape)} and teacher {tuple(teacher_logits.shape)} differ")
+    if not temperature > 0:
+        raise ValueError(f"temperature must be positive, got {temperature}")
+    student_lprobs = F.log_softmax(student_logits.double() / temperature, dim=1)
+    teacher_lprobs = F.log_softmax(teacher_logits.detach().double() / temperature, dim=1)
+    divergence = F.kl_div(student_lprobs, teacher_lprobs, reduction="batchmean", log_target=True)
+    return (temperature**2 * divergence).to(loss_type(student_logits))
+
+
+def kl(student_logits: Tensor, teacher_logits: Tensor, targets: Tensor, temperature: float) -> Tensor:
+    """``T^2 * KL(softmax(teacher / T) || softmax(student / T))`` (Hinton et al. 2015); see ``kd_divergence``."""
+    return kd_divergence(student_logits, teacher_logits, temperature)
+
+
+def dkd(
+    student_logits: Tensor,
+    teacher_logits: Tensor,
+    targets: Tensor,
+    temperature: float,
+    alpha: float = 1.0,
+    beta: float = 8.0,
+) -> Tensor:
+    """Decoupled distillation (Zhao et al. 2022, arXiv 2203.08679, equation 7), times T^2.
+
+    ``alpha * KL`` between what both give the labelled class and all others together, plus ``beta * KL`` between the
+    distributions over the other classes alone. With beta = 1 - p_teacher(label) of each image it would be ``kl``.
+    """
+    labelled = F.one_hot(_class_numbers(targets, "dkd"), student_logits.shape[1]).bool()
+
+    def parts(logits: Tensor) -> tuple[Tensor, Tensor]:
+        lprobs = torch.log_softmax(logits.double() / temperature, dim=1)
+        others = lprobs.masked_fill(labelled, -torch.inf).logsumexp(dim=1, keepdim=True)
+        among_others = lprobs[~labelled].view(len(lprobs), -1) - others
+        return torch.cat([lprobs[labelled].unsqueeze(1), others], dim=1), among_others
+
+    student, teacher = parts(student_logits), parts(teacher_logits.detach())
+    target_part, other_part = (
+        F.kl_div(ours, theirs, reduction="batchmean", log_target=True)
+        for ours, theirs in zip(student, teacher, strict=True)
+    )
+    return (temperature**2 * (alpha * target_part + beta * other_part)).to(loss_type(student_logits))
+
+
+def dist(
+    student_logits: Tensor,
+    teacher_logits: Tensor,
+    targets: Tensor,
+    temperature: float,
+    beta: float = 1.0,
+    gamma: float = 1.0,
+) -> Tensor:
+    """Relations in place of values (Huang et al. 2022, arXiv 2205.10536, equations 8 to 10), times T^2.
+
+    ``beta *`` the mean Pearson distance (one minus the correlation) of both softmaxes over the classes of each image,
+    plus ``gamma *`` that over the images of each class in the batch.
+    """
+    student = torch.softmax(student_logits.double() / temperature, dim=1)
+    teacher = torch.softmax(teacher_logits.detach().double() / temperature, dim=1)
+    between_classes = (1 - _correlation(student, teacher)).mean()
+    within_classes = (1 - _correlation(student.T, teacher.T)).mean()
+    loss = temperature**2 * (beta * between_classes + gamma * within_classes)
+    return loss.to(loss_type(student_logits))
+
+
+def standardized(student_logits: Tensor, teacher_logits: Tensor, targets: Tensor, temperature: float) -> Tensor:
+    """``kl`` of logits standardized image by image (Sun et al. 2024, arXiv 2403.01427, algorithm 1).
+
+    From each image's logits their mean is taken, and what is left divided by its standard deviation (over K, not
+    K - 1), for student and teacher alike, so that the student need not learn the size of its teacher's logits.
+    """
+    return kd_divergence(_z_scores(student_logits), _z_scores(teacher_logits), temperature).to(
+        loss_type(student_logits)
+    )
+
+
+def ttm(student_logits: Tensor, teacher_logits: Tensor, targets: Tensor, temperature: float) -> Tensor:
+    """``KL(softmax(teacher / T) || softmax(student))``: only the teacher is tempered.
+
+    Transformed teacher matching (Zheng and Yang 2024, arXiv 2402.11148, section 3), without the factor T^2, as there:
+    it would make up for a tempered student.
+    """
+    student = torch.log_softmax(student_logits.double(), dim=1)
+    teacher = torch.log_softmax(teacher_logits.detach().double() / temperature, dim=1)
+    return F.kl_div(student, teacher, reduction="batchmean", log_target=True).to(loss_type(student_logits))
+
+
+LOSSES: dict[str, Callable[..., Tensor]] = {loss.__name__: loss for loss in (kl, dkd, dist, standardized, ttm)}
+for _loss in (kl, dkd, dist, ttm):
+    _loss.takes_top_k = True  # type: ignore[attr-defined]
+
+
+def parse_kd_loss(text: str) -> KdLoss:
+    """The loss that ``--kd-loss`` names, its hyper-parameters filled in; ``takes_top_k`` says whether top-k stores do.
+
+    Raises:
+        UserError: no such loss, or hyper-parameters that it does not have or that are no numbers.
+    """
+    function, given = _split(text)
+    try:
+        signature = inspect.signature(function)
+    except (TypeError, ValueError):
+        raise UserError(f"--kd-loss {text}: {function!r} is no function with a signature") from None
+    known = [name for name in signature.parameters if name not in _FIXED]
+    for name in given:
+        if name not in known:
+            allowed = f"has {', '.join(known)}" if known else "has no hyper-parameters"
+            raise UserError(f"--kd-loss {text}: unknown hyper-parameter '{name}'; the loss {allowed}")
+    try:
+        signature.bind(*_FIXED, **given)
+    except TypeError as error:
+        raise UserError(
+            f"--kd-loss {text}: a loss takes {', '.join(_FIXED)} and hyper-parameters with defaults ({error})"
+        ) from None
+    loss = partial(function, **given)
+    loss.takes_top_k = getattr(function, "takes_top_k", False)  # type: ignore[attr-defined]
+    return loss
+
+
+def _split(text: str) -> tuple[Callable[..., Tensor], dict[str, object]]:
+    """Function and hyper-parameters of ``name[:a=1,b=2]`` or ``package.module:function[:a=1,b=2]``."""
+    name, *rest = text.split(":")
+    if name in LOSSES:
+        function = LOSSES[name]
+    elif rest and "=" not in rest[0]:
+        function = import_function(f"{name}:{rest.pop(0)}", "--kd-loss")
+    else:
+        raise UserError(
+            f"unknown --kd-loss '{name}'; allowed: {', '.join(LOSSES)}, each with hyper-parameters as in "
+            "dkd:alpha=1,beta=8, or package.module:function"
+        )
+    if len(rest) > 1:
+        raise UserError(f"--kd-loss {text}: one colon before the hyper-parameters, commas between them")
+    given = {}
+    for item in rest[0].split(",") if rest else []:
+        key, equals, value = item.partition("=")
+        try:
+            given[key.strip()] = ast.literal_eval(value.strip())
+        except (ValueError, SyntaxError):
+            equals = ""
+        if not equals:
+            raise UserError(f"--kd-loss {text}: '{item}' is no name=number, as in alpha=1")
+    return function, given
+
+
+def import_function(name: str, flag: str) -> Callable:
+    """What ``package.module:function`` names. For names from the command line alone, never for one read from a file.
+
+    Args:
+        flag: names the option in errors.
+
+    Raises:
+        UserError: there is no such module or function.
+    """
+    module, _, attribute = name.partition(":")
+    try:
+        function = getattr(importlib.import_module(module), attribute, None)
+    except ImportError as error:
+        raise UserError(
+            f"{flag} {name}: cannot import {module} ({error}); set PYTHONPATH to the folder that holds it"
+        ) from None
+    if not callable(function):
+        raise UserError(f"{flag} {name}: {module} has no function '{attribute}'")
+    return function
+
+
+def _class_numbers(targets: Tensor, name: str) -> Tensor:
+    if targets.ndim != 1:
+        raise UserError(f"--kd-loss {name} needs one class an image; drop --mixup-alpha and --cutmix-alpha")
+    return targets
+
+
+def _correlation(first: Tensor, second: Tensor) -> Tensor:
+    """Pearson correlation of each row of two (R, C); 0 where a row is constant."""
+    first, second = (rows - rows.mean(dim=1, keepdim=True) for rows in (first, second))
+    return F.cosine_similarity(first, second, dim=1)
+
+
+def _z_scores(logits: Tensor) -> Tensor:
+    values = logits.double()
+    spread = values.std(dim=1, keepdim=True, correction=0)
+    return (values - values.mean(dim=1, keepdim=True)) / (spread + 1e-7)
+
+
+def loss_type(logits: Tensor) -> torch.dtype:
+    """Type in which a loss of ``logits`` is returned: float64 for float64, else float32."""
+    return torch.float64 if logits.dtype == torch.float64 else torch.float32
