@@ -4,8 +4,9 @@
 #   DATA=data/iwslt OUT=results/iwslt/experts-0.1 bash scripts/nmt/train_experts.sh
 #   LABEL_SMOOTHING=0.0 DATA=data/iwslt OUT=results/iwslt/experts-0.0 bash scripts/nmt/train_experts.sh
 #
-# Writes OUT/<src>-<tgt>/checkpoint_best.pt and train.log. A finished expert is skipped, an unfinished one goes on from
-# its last checkpoint. Further arguments go to fairseq-train as they are.
+# Writes OUT/<src>-<tgt>/checkpoint_best.pt, beside it the dictionaries and the sentencepiece model, so that the folder
+# translates alone (scripts/nmt/translate.py), and train.log. A finished expert is skipped, an unfinished one goes on
+# from its last checkpoint. Further arguments go to fairseq-train as they are.
 #
 # DATA      folder made by prepare.py                     OUT       folder for the experts
 # PAIRS     which pairs (all that DATA has)               DRY_RUN=1 prints the commands and runs nothing
@@ -20,9 +21,12 @@ help_if_asked "$@"
 need_data_and_out
 
 runs=()
+kept=()
 for pair in ${PAIRS//,/ }; do
+    kept+=("$pair" "$OUT/$pair")
     runs+=(--- "$OUT/$pair" fairseq-train "$DATA/data-bin" --task translation
            --source-lang "${pair%-*}" --target-lang "${pair#*-}"
            --criterion label_smoothed_cross_entropy "${recipe[@]}" --save-dir "$OUT/$pair" "$@")
 done
+keep_vocabulary "${kept[@]}"
 start_runs "${runs[@]:1}"

@@ -6,7 +6,8 @@
 #   ... TEACHER_OUTPUTS=results/iwslt/outputs-0.1 bash scripts/nmt/train_student.sh    # experts' predictions stored once
 #   DATA=data/iwslt OUT=results/iwslt/student-labels bash scripts/nmt/train_student.sh         # on labels alone
 #
-# Writes OUT/checkpoint_best.pt and train.log. A finished student is skipped, an unfinished one goes on from its last
+# Writes OUT/checkpoint_best.pt, beside it the dictionaries and the sentencepiece model, so that OUT translates alone
+# (scripts/nmt/translate.py), and train.log. A finished student is skipped, an unfinished one goes on from its last
 # checkpoint. Further arguments go to fairseq-train as they are, such as --kd-strategy threshold.
 #
 # DATA      folder made by prepare.py                     OUT       folder for the student
@@ -61,5 +62,6 @@ fi
 # The order of --langs gives the language tokens their numbers, so it must not depend on anything but the pairs.
 langs=$(tr ',-' '\n\n' <<< "$PAIRS" | awk '!seen[$0]++' | paste -sd,)
 
+keep_vocabulary "$PAIRS" "$OUT"
 start_runs "$OUT" fairseq-train "$DATA/data-bin" "${learning[@]}" --lang-pairs "$PAIRS" --langs "$langs" \
     --encoder-langtok tgt --decoder-langtok "${recipe[@]}" --save-dir "$OUT" "$@"

@@ -52,6 +52,11 @@ else
     JOBS=${JOBS:-1}
 fi
 
+# keep_vocabulary PAIRS DIR [PAIRS DIR]...: what the checkpoints of each run need beside them to translate plain text.
+keep_vocabulary() {
+    [ "${DRY_RUN:-0}" = 1 ] || python "$root/scripts/nmt/lib/keep_vocabulary.py" "$DATA" "$@"
+}
+
 # start_runs DIR COMMAND... [--- DIR COMMAND...]...
 start_runs() {
     local options=(--jobs "$JOBS")
