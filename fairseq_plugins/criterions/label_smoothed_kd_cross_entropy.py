@@ -35,7 +35,7 @@ class LabelSmoothedKDCrossEntropyCriterionConfig(LabelSmoothedCrossEntropyCriter
         default=0.9,
         metadata={
             "help": "lambda from 0 to 1: loss = lambda * T^2 * KL(teacher || student) + (1 - lambda) * label-smoothed "
-            "loss. Tokens that no teacher speaks about get the plain label-smoothed loss, whatever lambda is"
+            "loss. Tokens without soft labels get the plain label-smoothed loss, whatever lambda is"
         },
     )
 
@@ -45,8 +45,8 @@ class LabelSmoothedKDCrossEntropyCriterion(LabelSmoothedCrossEntropyCriterion):
     """Stock `label_smoothed_cross_entropy`, blended with distillation where the task put `soft_labels` in the batch.
 
     Where the student ends in a plain linear layer, the loss is worked out from the features before it, without the
-    logits of the whole batch (`fused_kd_loss`); elsewhere from log-probabilities (`word_level_kd`). Both are the same
-    loss, and which one is used is logged once.
+    logits of the whole batch (`losses.fused`); elsewhere from log-probabilities (`losses.word_level`). Both are the
+    same loss, and which one is used is logged once.
 
     A batch without `soft_labels` (no teacher, or validation) runs stock fairseq's own code: equal to the last bit.
 
@@ -76,7 +76,7 @@ class LabelSmoothedKDCrossEntropyCriterion(LabelSmoothedCrossEntropyCriterion):
     def forward(self, model, sample, reduce=True):
         """Returns (loss, sample_size, logging output) as the stock criterion does.
 
-        `sample["soft_labels"]`, where present, is a list of `SoftLabels`, empty if no teacher speaks about this batch.
+        `sample["soft_labels"]`, where present, is a list of `SoftLabels`, empty if no teacher has any for this batch.
         Without `reduce` the loss is (N, 1), one row per target position, as in the stock criterion.
         """
         soft_labels = sample.get("soft_labels")
@@ -160,7 +160,7 @@ class LabelSmoothedKDCrossEntropyCriterion(LabelSmoothedCrossEntropyCriterion):
 
 
 def _logged(nll_loss, blended):
-    """What both ways to the loss have to say beside it."""
+    """What both ways to the loss log beside it."""
     return {
         "nll_loss": nll_loss,
         "kd_loss": blended.kd_loss,

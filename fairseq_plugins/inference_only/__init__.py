@@ -1,4 +1,4 @@
-"""The cure that fairseq 0.12.2 needs beside torch 2, and nothing else.
+"""The workaround that fairseq 0.12.2 needs beside torch 2, and nothing else.
 
 An encoder layer that was loaded and never trained takes a "fast path": it calls
 `torch._transformer_encoder_layer_fwd`, whose signature has changed since (`RuntimeError: Mask Type should be defined`;

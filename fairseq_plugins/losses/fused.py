@@ -1,6 +1,6 @@
 """Label-smoothed cross entropy and word-level distillation straight from decoder features: no fairseq in here.
 
-The same loss as `word_level_kd.distil`, whose definition is the one to read, without ever holding the logits of all
+The same loss as `word_level.distil`, whose definition is the one to read, without ever holding the logits of all
 tokens. Tokens are taken in chunks: one projection of a chunk serves label loss, distillation loss and gradient, which
 is written over the logits and multiplied out at once. What stays is the gradient itself. It is worked out in the
 forward pass, so `backward` only scales it.
@@ -20,7 +20,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .word_level import ProjectedLogits, SoftLabels, TopKLogits
+from .soft_labels import ProjectedLogits, SoftLabels, TopKLogits
 
 # Tokens of a chunk share their matrix products: more of them read and write the weight's gradient less often, and take
 # more memory. On a GPU a chunk is so many entries (tokens times vocabulary), to keep it busy.
@@ -76,7 +76,7 @@ def fused_distil(
         weight: (V, D) of the output layer, tied to an embedding or not.
         bias: (V,) of the output layer, or None.
         target: (N,) labels, 0 to V - 1; `ignore_index` at padding, which has no label loss.
-        soft_labels: one entry per teacher that has something to say; no token twice.
+        soft_labels: one entry per teacher that has any for this batch; no token twice.
         sentences: B, number of sentences in the batch.
         ignore_index: an entry of the vocabulary.
         label_smoothing: eps, 0 to 1.

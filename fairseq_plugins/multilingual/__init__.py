@@ -1,1 +1,4 @@
-"""One student, many language pairs: language tokens, routes from sentence to expert, options, validation."""
+"""One student, many language pairs: language tokens, routes from a sentence to its pair, options, validation.
+
+Imports fairseq and `errors`, nothing else of the plugin: teachers and tasks stand above it.
+"""

@@ -15,9 +15,18 @@ Example, `--encoder-langtok tgt --decoder-langtok`, student to bilingual expert:
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
+
+
+class Symbols(Protocol):
+    """What is asked of a fairseq dictionary here."""
+
+    def pad(self) -> int: ...
+
+    def eos(self) -> int: ...
 
 
 @dataclass(frozen=True)
@@ -65,6 +74,16 @@ class Batch:
         return Batch(self.source[sentences], self.decoder_input[sentences], self.target[sentences])
 
 
+def batch_of(sample: dict[str, Any]) -> Batch:
+    """Source, decoder input and target of a batch as fairseq collates it."""
+    return Batch(sample["net_input"]["src_tokens"], sample["net_input"]["prev_output_tokens"], sample["target"])
+
+
+def layout_of(dictionary: Symbols, options: Any) -> Layout:
+    """How a task with these options (`left_pad_source`, `left_pad_target`) pads its batches."""
+    return Layout(dictionary.pad(), dictionary.eos(), options.left_pad_source, options.left_pad_target)
+
+
 def _index_of_token(tokens: Tensor, k: int, pad: int, left_pad: bool) -> Tensor:
     """(B, 1) column of the k-th token that is not padding; counted from the end for negative k."""
     if left_pad == (k < 0):
@@ -93,11 +112,11 @@ def _insert(tokens: Tensor, k: int, token: int, pad: int, left_pad: bool) -> Ten
     return moved.scatter(1, new, token)
 
 
-def realign(batch: Batch, layout: Layout, worn: LanguageTokens, wanted: LanguageTokens) -> tuple[Batch, Tensor, int]:
-    """Takes the language tokens `worn` by a batch off and puts the `wanted` ones on.
+def realign(batch: Batch, layout: Layout, present: LanguageTokens, wanted: LanguageTokens) -> tuple[Batch, Tensor, int]:
+    """Takes the language tokens `present` in a batch out and puts the `wanted` ones in.
 
     Args:
-        batch: every sentence wears the same language tokens.
+        batch: all its sentences have the same language tokens.
         layout: padding of the batch, kept as it is.
 
     Returns:
@@ -108,26 +127,26 @@ def realign(batch: Batch, layout: Layout, worn: LanguageTokens, wanted: Language
     target_side = {"pad": layout.pad, "left_pad": layout.left_pad_target}
     source, decoder_input, target = batch.source, batch.decoder_input, batch.target
 
-    if worn.source_prefix is not None:
+    if present.source_prefix is not None:
         source = _remove(source, 0, **source_side)
     if wanted.source_prefix is not None:
         source = _insert(source, 0, wanted.source_prefix, **source_side)
-    if worn.source_end != wanted.source_end:
+    if present.source_end != wanted.source_end:
         end = layout.eos if wanted.source_end is None else wanted.source_end
         source = _replace(source, -1, end, **source_side)
 
-    if worn.target_prefix is not None:
+    if present.target_prefix is not None:
         target = _remove(target, 0, **target_side)
         decoder_input = _remove(decoder_input, 1, **target_side)
-    spoken = target.ne(layout.pad)
+    words = target.ne(layout.pad)
     if wanted.target_prefix is not None:
         target = _insert(target, 0, wanted.target_prefix, **target_side)
         decoder_input = _insert(decoder_input, 1, wanted.target_prefix, **target_side)
         first = _index_of_token(target, 0, **target_side)
-        spoken = target.ne(layout.pad).scatter(1, first, False)
-    if worn.target_start != wanted.target_start:
+        words = target.ne(layout.pad).scatter(1, first, False)
+    if present.target_start != wanted.target_start:
         start = layout.eos if wanted.target_start is None else wanted.target_start
         decoder_input = _replace(decoder_input, 0, start, **target_side)
 
-    shift = int(worn.target_prefix is not None) - int(wanted.target_prefix is not None)
-    return Batch(source, decoder_input, target), spoken, shift
+    shift = int(present.target_prefix is not None) - int(wanted.target_prefix is not None)
+    return Batch(source, decoder_input, target), words, shift

@@ -1,7 +1,7 @@
 """Lets a batch of mixed language pairs tell, sentence by sentence, which data set each came from.
 
 Stock `translation_multi_simple_epoch` mixes pairs in one batch and keeps no trace of them but the language tokens,
-which need not be there. So each data set of the task is numbered (its route), and the number travels inside the
+which need not be present. So each data set of the task is numbered (its route), and the number travels inside the
 sentence's `id`, the one entry that every stock collater keeps and sorts along.
 """
 
@@ -31,7 +31,7 @@ def tokens_of_pair(
 
 @dataclass(frozen=True)
 class Route:
-    """One data set of a multilingual task: its language pair ("en-de"), and the language tokens its sentences wear."""
+    """One data set of a multilingual task: its language pair ("en-de"), and the language tokens of its sentences."""
 
     pair: str
     tokens: LanguageTokens
@@ -88,7 +88,7 @@ class RoutedDatasetManager(MultilingualDatasetManager):
         return numbered, params
 
     def sentences_by_route(self, ids: Tensor) -> dict[Route, list[int]]:
-        """Rows of a batch, ascending, for each route that has any there.
+        """Rows of a batch, ascending, for each route that has any.
 
         Args:
             ids: (B,) the batch's `id`.

@@ -10,8 +10,8 @@ from fairseq import utils
 from fairseq.optim.amp_optimizer import AMPOptimizer
 
 from ..errors import UserError
-from ..losses.word_level import SoftLabels
-from ..multilingual.language_tokens import Batch, Layout
+from ..losses.soft_labels import SoftLabels
+from ..multilingual.language_tokens import batch_of  # noqa: F401  until scripts/nmt/lib/store_outputs.py is moved
 from ..teachers.expert import Teacher, Vocabulary
 from ..teachers.stored import StoredTeacher
 
@@ -49,7 +49,7 @@ class DistillationTask:
         raise NotImplementedError
 
     def build_model(self, cfg, from_checkpoint=False):
-        # a student loaded for translation or evaluation needs no teacher: their files may be gone by then
+        # a student loaded for translation or evaluation needs no teacher: their files may be deleted by then
         self._trains = not from_checkpoint
         return super().build_model(cfg, from_checkpoint)
 
@@ -62,7 +62,7 @@ class DistillationTask:
             folders = self.store_folders()
             if (self.teachers or folders) and self.kd_weight is None:
                 raise UserError(
-                    f"a teacher was given, but --criterion {type(criterion).__name__} does not listen to it: use "
+                    f"a teacher was given, but --criterion {type(criterion).__name__} does not learn from one: use "
                     "--criterion label_smoothed_kd_cross_entropy"
                 )
             for pair, folder in folders.items():
@@ -107,13 +107,3 @@ def refuse_altered_data(options: Any) -> None:
             f"{options.data}: stored teacher outputs are about the data of one folder; give one folder, or train with "
             "the expert itself"
         )
-
-
-def batch_of(sample) -> Batch:
-    """Source, decoder input and target of a fairseq batch."""
-    return Batch(sample["net_input"]["src_tokens"], sample["net_input"]["prev_output_tokens"], sample["target"])
-
-
-def layout_of(dictionary, options) -> Layout:
-    """How a task with these options (`left_pad_source`, `left_pad_target`) pads its batches."""
-    return Layout(dictionary.pad(), dictionary.eos(), options.left_pad_source, options.left_pad_target)

@@ -1,6 +1,5 @@
 """One multilingual student on stock `translation_multi_simple_epoch`, taught by one expert per language pair."""
 
-import functools
 import logging
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,17 +14,16 @@ from fairseq.tasks.translation import TranslationConfig
 from fairseq.tasks.translation_multi_simple_epoch import TranslationMultiSimpleEpochTask
 
 from ..errors import UserError
-from ..multilingual import pair_bleu
-from ..multilingual.language_tokens import LanguageTokens, realign
+from ..multilingual.language_tokens import batch_of, layout_of
 from ..multilingual.pair_options import parse_by_pair
 from ..multilingual.resume import carrying
 from ..multilingual.routes import RoutedDatasetManager
 from ..multilingual.selective import STRATEGIES, Selection
 from ..multilingual.stock_options import MultilingualTranslationOptions, as_namespace
-from ..multilingual.validation import Translator
+from ..multilingual.validation import Translator, Validation
 from ..teachers.expert import Vocabulary, load_teacher
 from ..teachers.stored import KD_TAIL_HELP, TAILS, TEACHER_OUTPUTS_HELP
-from ._distillation import DistillationTask, batch_of, layout_of, refuse_altered_data
+from ._distillation import DistillationTask, refuse_altered_data
 
 logger = logging.getLogger(__name__)
 
@@ -90,7 +88,13 @@ class MultilingualTranslationKDTask(DistillationTask, TranslationMultiSimpleEpoc
         self.data_manager = RoutedDatasetManager(args, self.lang_pairs, langs, dicts, self.sampling_method)
         self.kd = cfg
         self.selection = Selection(str(cfg.kd_strategy), cfg.kd_threshold)
-        self.translator = Translator(cfg) if cfg.eval_bleu or self.selection.strategy != "fixed" else None
+        self.layout = layout_of(self.target_dictionary, args)
+        self.validation = None
+        if cfg.eval_bleu or self.selection.strategy != "fixed":
+            translator = Translator(cfg)
+            self.validation = Validation(
+                translator, self.selection, self.lang_pairs, self.target_dictionary, self.layout
+            )
         if self.selection.strategy != "fixed" and cfg.teacher_outputs:
             raise UserError(
                 f"--kd-strategy {cfg.kd_strategy} compares the student with experts that translate; stored outputs "
@@ -117,8 +121,8 @@ class MultilingualTranslationKDTask(DistillationTask, TranslationMultiSimpleEpoc
 
     def build_model(self, cfg, from_checkpoint=False):
         model = super().build_model(cfg, from_checkpoint)
-        if self.translator is not None:
-            self._student = self.translator.generator([model], self.target_dictionary)
+        if self.validation is not None:
+            self.validation.watch(model)
         return model
 
     def load_teachers(self):
@@ -173,7 +177,7 @@ class MultilingualTranslationKDTask(DistillationTask, TranslationMultiSimpleEpoc
                 stored.check_data(folder, split, self.data_manager.sentences_of_pair[pair])
 
     def soft_labels(self, sample):
-        batch, layout = batch_of(sample), layout_of(self.target_dictionary, self.args)
+        batch = batch_of(sample)
         indices = self.data_manager.indices(sample["id"]) if self.stored_teachers else None
         labels = []
         for route, rows in self.data_manager.sentences_by_route(sample["id"]).items():
@@ -181,46 +185,23 @@ class MultilingualTranslationKDTask(DistillationTask, TranslationMultiSimpleEpoc
             strength = self.selection.strength(route.pair)
             if route.pair in self.stored_teachers:
                 stored = self.stored_teachers[route.pair]
-                labels.append(stored.soft_labels(batch, sentences, indices[rows], layout, route.tokens))
+                labels.append(stored.soft_labels(batch, sentences, indices[rows], self.layout, route.tokens))
             elif route.pair in self.teachers and strength > 0:
-                labels.append(self.teachers[route.pair].soft_labels(batch, sentences, layout, route.tokens, strength))
+                labels.append(
+                    self.teachers[route.pair].soft_labels(batch, sentences, self.layout, route.tokens, strength)
+                )
         return labels
 
     def begin_valid_epoch(self, epoch, model):
         super().begin_valid_epoch(epoch, model)
-        # the first of --valid-subset decides about the weights, as it does about checkpoints elsewhere in fairseq
-        self._decides = self.translator is not None
+        if self.validation is not None:
+            self.validation.begin(self.teachers)
 
     def valid_step(self, sample, model, criterion):
         loss, sample_size, logged = super().valid_step(sample, model, criterion)
-        if self.translator is not None:
-            logged.update(self._bleu_counts(sample))
+        if self.validation is not None:
+            logged.update(self.validation.counts(batch_of(sample), self.data_manager.sentences_by_route(sample["id"])))
         return loss, sample_size, logged
-
-    def _unscored(self):
-        """Pairs whose teacher has not translated the validation data yet; it need not do so twice."""
-        return [pair for pair in self.teachers if pair not in self.selection.teacher_bleu]
-
-    def _bleu_counts(self, sample):
-        unscored = self._unscored()
-        names = [f"bleu_{pair}" for pair in self.lang_pairs] + [f"teacher_bleu_{pair}" for pair in unscored]
-        counts = {}
-        for name in names:
-            counts.update(pair_bleu.count(name, [], []))
-        whole, layout = batch_of(sample), layout_of(self.target_dictionary, self.args)
-        for route, rows in self.data_manager.sentences_by_route(sample["id"]).items():
-            batch = whole.pick(torch.tensor(rows, device=whole.target.device))
-            plain, _, _ = realign(batch, layout, route.tokens, LanguageTokens())
-            references = self.translator.references(plain, self.target_dictionary)
-            hypotheses = self.translator.translate(self._student, batch, layout, route.tokens)
-            counts.update(pair_bleu.count(f"bleu_{route.pair}", hypotheses, references))
-            if route.pair in unscored:
-                teacher = self.teachers[route.pair]
-                own, _, _ = realign(batch, layout, route.tokens, teacher.language_tokens)
-                generator = self.translator.generator(list(teacher.members), teacher.dictionary)
-                hypotheses = self.translator.translate(generator, own, layout, teacher.language_tokens)
-                counts.update(pair_bleu.count(f"teacher_bleu_{route.pair}", hypotheses, references))
-        return counts
 
     def reduce_metrics(self, logging_outputs, criterion):
         super().reduce_metrics(logging_outputs, criterion)
@@ -228,33 +209,13 @@ class MultilingualTranslationKDTask(DistillationTask, TranslationMultiSimpleEpoc
             for pair in self.teachers if self.selection.strategy != "fixed" else ():
                 weight = self.kd_weight * self.selection.strength(pair)
                 metrics.log_scalar(f"kd_weight_{pair}", weight, weight=0, round=4)
-        elif self.translator is not None:
-            names = [f"bleu_{pair}" for pair in self.lang_pairs]
-            for name in names + [f"teacher_bleu_{pair}" for pair in self._unscored()]:
-                for key in pair_bleu.keys(name):
-                    metrics.log_scalar(key, utils.item(sum(log.get(key, 0) for log in logging_outputs)))
-            for name in names:
-                metrics.log_derived(name, functools.partial(_score, name))
-            metrics.log_derived("bleu", functools.partial(_mean_score, names))
+        elif self.validation is not None:
+            self.validation.log(logging_outputs)
 
     def post_validate(self, model, stats, agg):
         """Called by fairseq-train after each validation subset, with the sums over all workers."""
-        if not self._decides:
-            return
-        self._decides = False
-        self.selection.teacher_bleu.update({pair: _score(f"teacher_bleu_{pair}", agg) for pair in self._unscored()})
-        self.selection.student_bleu.update({pair: stats[f"bleu_{pair}"] for pair in self.lang_pairs})
-        for pair in self.teachers:
-            stats[f"teacher_bleu_{pair}"] = self.selection.teacher_bleu[pair]
-            stats[f"kd_weight_{pair}"] = round(self.kd_weight * self.selection.strength(pair), 4)
+        if self.validation is not None:
+            self.validation.decide(stats, agg, self.kd_weight)
 
     def get_batch_iterator(self, *args, **kwargs):
         return carrying(super().get_batch_iterator(*args, **kwargs), "selection", self.selection)
-
-
-def _score(name, meters):
-    return round(pair_bleu.score([meters[key].sum for key in pair_bleu.keys(name)]), 2)
-
-
-def _mean_score(names, meters):
-    return round(sum(_score(name, meters) for name in names) / len(names), 2)

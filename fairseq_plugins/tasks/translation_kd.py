@@ -11,10 +11,10 @@ from fairseq.tasks import register_task
 from fairseq.tasks.translation import TranslationConfig, TranslationTask
 
 from ..errors import UserError
-from ..multilingual.language_tokens import LanguageTokens
+from ..multilingual.language_tokens import LanguageTokens, batch_of, layout_of
 from ..teachers.expert import Vocabulary, load_teacher
 from ..teachers.stored import KD_TAIL_HELP, TAILS, TEACHER_OUTPUTS_HELP
-from ._distillation import DistillationTask, batch_of, layout_of, refuse_altered_data
+from ._distillation import DistillationTask, refuse_altered_data
 
 
 @dataclass

@@ -1,1 +1,4 @@
-"""Experts that run along and experts whose outputs were stored. Imports losses and multilingual."""
+"""Teachers of a student: experts that run along, and stored outputs of experts.
+
+Imports `losses`, `multilingual`, `errors`, never tasks or criterions.
+"""

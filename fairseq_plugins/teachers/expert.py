@@ -22,7 +22,7 @@ from omegaconf import OmegaConf, open_dict
 from torch import Tensor, nn
 
 from ..errors import UserError
-from ..losses.word_level import ProjectedLogits, SoftLabels
+from ..losses.soft_labels import ProjectedLogits, SoftLabels
 from ..multilingual.language_tokens import Batch, LanguageTokens, Layout, realign
 from ..multilingual.routes import tokens_of_pair
 from ..multilingual.stock_options import as_namespace
@@ -86,7 +86,7 @@ class Teacher:
         Args:
             batch: all B sentences as the student sees them.
             sentences: ascending rows of those that this teacher teaches.
-            student_tokens: language tokens that the student's sentences of this pair wear.
+            student_tokens: language tokens that the student's sentences of this pair have.
             strength: passed on.
         """
         if batch.source.size(1) >= self.max_source or batch.target.size(1) >= self.max_target:
@@ -94,8 +94,8 @@ class Teacher:
             fits = batch.source.ne(layout.pad).sum(1).lt(self.max_source)
             fits &= batch.target.ne(layout.pad).sum(1).lt(self.max_target)
             sentences = sentences[fits[sentences]]
-        own, spoken, shift = realign(batch.pick(sentences), layout, student_tokens, self.language_tokens)
-        rows, columns = spoken.nonzero(as_tuple=True)
+        own, words, shift = realign(batch.pick(sentences), layout, student_tokens, self.language_tokens)
+        rows, columns = words.nonzero(as_tuple=True)
         return SoftLabels(sentences[rows], columns + shift, self._logits(own, layout, rows, columns), strength)
 
     @torch.inference_mode()
@@ -110,7 +110,7 @@ class Teacher:
             "prev_output_tokens": batch.decoder_input,
         }
 
-        def spoken(output: Tensor) -> Tensor:
+        def of_words(output: Tensor) -> Tensor:
             """(R, ...) of (B, length, ...)"""
             return output[rows, columns] if len(rows) < batch.target.numel() else output.flatten(0, 1)
 
@@ -120,12 +120,12 @@ class Teacher:
             (model,) = self.members
             layer, _ = plain_output_layer(model)
             if layer is None:
-                return spoken(model(**inputs)[0][:, :, shared])
-            features = spoken(model(**inputs, features_only=True)[0])
+                return of_words(model(**inputs)[0][:, :, shared])
+            features = of_words(model(**inputs, features_only=True)[0])
             return ProjectedLogits(features, layer.weight[shared], None if layer.bias is None else layer.bias[shared])
         averaged = None
         for model in self.members:
-            logits = spoken(model(**inputs)[0][:, :, shared])
+            logits = of_words(model(**inputs)[0][:, :, shared])
             lprobs = torch.log_softmax(logits.float(), dim=-1) - math.log(len(self.members))
             averaged = lprobs if averaged is None else torch.logaddexp(averaged, lprobs, out=averaged)
         return averaged
@@ -240,7 +240,7 @@ def _same_dictionary(path: str, options: Any, side: str, lang: str, student_path
 def _own_language_tokens(
     path: str, options: Any, vocabulary: Vocabulary, source: Dictionary, target: Dictionary
 ) -> tuple[Dictionary, Dictionary, LanguageTokens]:
-    """A multilingual teacher's dictionaries with its language tokens appended, and which of them this pair wears."""
+    """A multilingual teacher's dictionaries with its language tokens appended, and those of this pair."""
     options = copy.deepcopy(options) if isinstance(options, Namespace) else as_namespace(options)
 
     target_path = str(Path(options.data.split(":")[0]) / f"dict.{vocabulary.target_lang}.txt")

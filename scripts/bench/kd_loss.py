@@ -47,7 +47,7 @@ if not __package__:  # run as a file: the root of the clone takes the place of i
     sys.path[0] = str(Path(__file__).resolve().parents[2])
 
 from fairseq_plugins.losses.fused import fused_distil
-from fairseq_plugins.losses.word_level import ProjectedLogits, SoftLabels, TopKLogits
+from fairseq_plugins.losses.soft_labels import ProjectedLogits, SoftLabels, TopKLogits
 
 WAYS = ("labels", "dense", "liger", "compiled", "fused", "top-k")
 BASELINE = "dense"

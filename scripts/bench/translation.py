@@ -173,7 +173,7 @@ def _clocked(step: Callable, warmup: int, updates: int, sender: Connection) -> C
 
 def _teacher_step(trainer, samples: list[dict]) -> None:
     """All that the experts have to say about the batches of an update, and no student."""
-    from fairseq_plugins.losses.word_level import ProjectedLogits
+    from fairseq_plugins.losses.soft_labels import ProjectedLogits
 
     for sample in samples:
         sample, _ = trainer._prepare_sample(sample)

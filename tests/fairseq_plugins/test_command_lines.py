@@ -55,14 +55,14 @@ def test_checkpoint_holds_nothing_of_the_teachers(toy, student):
     assert state["criterion"] is None
 
 
-def test_student_opens_with_its_own_task_after_its_teachers_are_gone(student):
+def test_student_opens_with_its_own_task_after_its_teachers_are_deleted(student):
     (model,), _, task = checkpoint_utils.load_model_ensemble_and_task([str(student[0])])
     assert isinstance(task, MultilingualTranslationKDTask)
     assert task.teachers == {}
     assert sum(weight.numel() for weight in model.parameters()) > 0
 
 
-def test_student_translates_in_stock_tasks_with_nothing_but_the_cure_and_the_same_with_the_plugin(
+def test_student_translates_in_stock_tasks_with_nothing_but_the_workaround_and_the_same_with_the_plugin(
     toy, student, command_line, generate, plugin, capsys, tmp_path
 ):
     stock = ["--task", "translation_multi_simple_epoch", "--user-dir", plugin / "inference_only"]
@@ -85,7 +85,7 @@ def test_student_translates_in_stock_tasks_with_nothing_but_the_cure_and_the_sam
     assert "BLEU4 =" in score.stdout
 
 
-def test_without_the_cure_stock_fairseq_cannot_translate_on_this_torch(toy, student, command_line):
+def test_without_the_workaround_stock_fairseq_cannot_translate_on_this_torch(toy, student, command_line):
     run = command_line("fairseq-generate", *generation(toy, student, "--task", "translation_multi_simple_epoch"))
     assert run.returncode != 0
     assert "Mask Type should be defined" in run.stdout
@@ -194,9 +194,11 @@ def test_hostile_teacher_ends_training_with_one_line_and_is_not_executed(toy, co
     teacher = ["--task", "translation_kd", "--teacher", tmp_path / "evil.pt"]
     argv = [toy.data, "-s", "en", "-t", "de", *teacher, "--criterion", "label_smoothed_kd_cross_entropy"]
     run = command_line("fairseq-train", *argv, "--user-dir", plugin, *toy.tiny, *toy.training, "--save-dir", tmp_path)
-    assert run.returncode != 0
+    assert run.returncode == 2
     assert "Traceback" not in run.stdout
-    assert run.stdout.splitlines()[-1].startswith(f"error: teacher checkpoint {tmp_path / 'evil.pt'} holds")
+    assert run.stdout.splitlines()[-1].startswith(
+        f"fairseq-train: error: teacher checkpoint {tmp_path / 'evil.pt'} holds"
+    )
     assert not (tmp_path / "executed").exists()
 
 

@@ -1,11 +1,9 @@
-"""A user's mistake, and how the translation scripts report one."""
+"""How the translation scripts report a user's mistake: with the plugin's `UserError`, whose reason they keep."""
 
 import sys
 from collections.abc import Callable
 
-
-class UserError(Exception):
-    """One line that says what was given, what is allowed and what to do."""
+from fairseq_plugins.errors import UserError as UserError
 
 
 def run_cli(name: str, main: Callable[[], None]) -> None:
@@ -13,7 +11,7 @@ def run_cli(name: str, main: Callable[[], None]) -> None:
     try:
         main()
     except UserError as error:
-        print(f"{name}: {error}", file=sys.stderr)
+        print(f"{name}: error: {error}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         print(f"{name}: interrupted; run the same command again to go on", file=sys.stderr)

@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from fairseq_plugins.criterions import label_smoothed_kd_cross_entropy as criterions
-from fairseq_plugins.losses.word_level import ProjectedLogits, SoftLabels, TopKLogits
+from fairseq_plugins.losses.soft_labels import ProjectedLogits, SoftLabels, TopKLogits
 from fairseq_plugins.teachers.output_layer import plain_output_layer
 
 MIXED = [0, 61, 121, 5, 70, 130, 3]

@@ -17,7 +17,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from fairseq_plugins.losses import fused as fused_kd_loss
 from fairseq_plugins.losses.fused import fused_distil
-from fairseq_plugins.losses.word_level import ProjectedLogits, SoftLabels, TopKLogits, distil
+from fairseq_plugins.losses.soft_labels import ProjectedLogits, SoftLabels, TopKLogits
+from fairseq_plugins.losses.word_level import distil
 
 REPO = Path(__file__).parents[3]
 PAD = 1

@@ -10,7 +10,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fairseq_plugins.losses.word_level import SoftLabels, distil, kl_divergence
+from fairseq_plugins.losses.soft_labels import SoftLabels
+from fairseq_plugins.losses.word_level import distil, kl_divergence
 
 REPO = Path(__file__).parents[3]
 

@@ -89,17 +89,17 @@ formats = st.builds(LanguageTokens, *(st.sampled_from([None, token]) for token i
 @settings(max_examples=150, deadline=None)
 @given(
     sentences=st.lists(st.tuples(words, words), min_size=1, max_size=4),
-    worn=formats,
+    present=formats,
     wanted=formats,
     left_source=st.booleans(),
     left_target=st.booleans(),
 )
 def test_any_batch_is_turned_into_what_the_other_model_would_have_been_given(
-    sentences, worn, wanted, left_source, left_target
+    sentences, present, wanted, left_source, left_target
 ):
     layout = Layout(PAD, EOS, left_source, left_target)
-    student = collate(sentences, layout, worn)
-    teacher, spoken, shift = realign(student, layout, worn, wanted)
+    student = collate(sentences, layout, present)
+    teacher, spoken, shift = realign(student, layout, present, wanted)
     assert same(teacher, collate(sentences, layout, wanted))
     # every word and every end of sentence is matched with itself, and nothing else is
     assert spoken.sum() == sum(len(target) + 1 for _, target in sentences)

@@ -8,8 +8,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fairseq_plugins.multilingual import pair_bleu
 from fairseq_plugins.multilingual.selective import Selection, strength
+from fairseq_plugins.multilingual.validation import bleu as bleu_of
+from fairseq_plugins.multilingual.validation import bleu_counts, count_names
 
 bleu = st.floats(0, 100)
 
@@ -63,15 +64,15 @@ def test_saved_selection_gives_the_same_weights():
 def test_counts_of_batches_add_up_to_sacrebleus_corpus_score():
     hypotheses = ["the cat sat on the mat .", "a dog barks at night", "no", "we agree with you on this"]
     references = ["the cat sat on a mat .", "the dog barks at night", "yes", "we agree with you on that"]
-    parts = [pair_bleu.count("bleu", hypotheses[i : i + 2], references[i : i + 2]) for i in (0, 2)]
-    summed = [sum(part[key] for part in parts) for key in pair_bleu.keys("bleu")]
-    assert pair_bleu.score(summed) == pytest.approx(sacrebleu.corpus_bleu(hypotheses, [references]).score)
+    parts = [bleu_counts("bleu", hypotheses[i : i + 2], references[i : i + 2]) for i in (0, 2)]
+    summed = [sum(part[key] for part in parts) for key in count_names("bleu")]
+    assert bleu_of(summed) == pytest.approx(sacrebleu.corpus_bleu(hypotheses, [references]).score)
 
 
 def test_pair_without_validation_sentences_scores_zero():
-    empty = pair_bleu.count("bleu", [], [])
-    assert empty.keys() == pair_bleu.count("bleu", ["a"], ["a"]).keys()
-    assert pair_bleu.score(list(empty.values())) == 0
+    empty = bleu_counts("bleu", [], [])
+    assert empty.keys() == bleu_counts("bleu", ["a"], ["a"]).keys()
+    assert bleu_of(list(empty.values())) == 0
 
 
 # a margin at which these hardly trained students count as ahead of their teachers

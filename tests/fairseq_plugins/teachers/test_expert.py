@@ -31,7 +31,6 @@ def refusal(call, *arguments):
     with pytest.raises(UserError) as error:
         call(*arguments)
     (line,) = str(error.value).splitlines()
-    assert line.startswith("error: ")
     return line
 
 
@@ -192,7 +191,7 @@ def test_options_that_make_no_sense(toy, setup, flags, said):
     assert said in refusal(setup, [*toy.multilingual, *toy.tiny, *toy.training, *toy.task, *flags])
 
 
-def test_teacher_given_to_a_criterion_that_does_not_listen(toy, setup):
+def test_teacher_given_to_a_criterion_that_does_not_learn_from_one(toy, setup):
     argv = [toy.data, "-s", "en", "-t", "de", "--task", "translation_kd", "--teacher", toy.de]
     line = refusal(setup, [*argv, "--criterion", "label_smoothed_cross_entropy", *toy.tiny, *toy.training])
     assert "--criterion label_smoothed_kd_cross_entropy" in line

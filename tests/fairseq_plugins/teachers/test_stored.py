@@ -196,7 +196,6 @@ def refusal(setup, argv, then=lambda task: None):
     with pytest.raises(UserError) as error:
         then(setup(argv)[0])
     (line,) = str(error.value).splitlines()
-    assert line.startswith("error: ")
     return line
 
 
@@ -217,7 +216,7 @@ def test_mistakes_on_the_command_line_are_one_line(toy, stores, setup, tmp_path)
         "--teacher and --teacher-outputs are both given": bilingual(
             toy, "--teacher-outputs", stores["de"], "--teacher", toy.de
         ),
-        "does not listen": bilingual(
+        "does not learn from one": bilingual(
             toy, "--teacher-outputs", stores["de"], "--criterion", "label_smoothed_cross_entropy"
         ),
     }
