@@ -133,7 +133,9 @@ def test_a_failure_inside_fairseq_ends_in_one_line(pipeline, run_script, tmp_pat
     done = run_script("evaluate_bleu.py", *arguments, "--lang-pairs", "en-de", "--output", tmp_path / "o.json")
     assert done.returncode == 2
     assert "Traceback" not in done.stderr
-    assert done.stderr.strip().splitlines()[-1].startswith("evaluate_bleu.py: fairseq-generate failed for en-de: ")
+    assert (
+        done.stderr.strip().splitlines()[-1].startswith("evaluate_bleu.py: error: fairseq-generate failed for en-de: ")
+    )
 
 
 def test_shards_and_pairs_keep_all_workers_busy():
