@@ -57,7 +57,7 @@ def main(args: argparse.Namespace) -> None:
     samples, _, classes = list_samples(args, rank)
     if args.top_k and args.top_k >= len(classes):
         raise UserError(f"--top-k {args.top_k} of {len(classes)} classes leaves nothing out; drop it to store them all")
-    state = read_state(args.teacher_weights, args.teacher)
+    state, _ = read_state(args.teacher_weights, args.teacher)
     network = build_filled(args.teacher, len(classes), state, args.teacher_weights, new_head=False)
     check_input_sizes("teacher", args.teacher, network, {args.train_crop_size})
 

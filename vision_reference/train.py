@@ -182,7 +182,7 @@ def main(args: argparse.Namespace) -> None:
     if checkpoint:
         state = checkpoints.weights_in(checkpoint, args.model, source=start)
     else:
-        state = read_state(start, args.model) if start else None
+        state = read_state(start, args.model)[0] if start else None
     model = build_filled(args.model, num_classes, state, start, new_head=not (resume or args.test_only))
     check_input_sizes("student" if args.teacher or args.soft_labels else "model", args.model, model, sizes)
     model.to(machine.device, memory_format=machine.memory_format)
@@ -192,7 +192,7 @@ def main(args: argparse.Namespace) -> None:
         return
 
     if args.teacher:
-        state = read_state(args.teacher_weights, args.teacher)
+        state, _ = read_state(args.teacher_weights, args.teacher)
         network = build_filled(args.teacher, num_classes, state, args.teacher_weights, new_head=False)
         check_input_sizes("teacher", args.teacher, network, sizes)
         teacher = Teacher(network, machine.device, machine.memory_format, machine.autocast, compile=args.compile)

@@ -1,11 +1,15 @@
 """Networks by name, for students and teachers alike."""
 
+from dataclasses import replace
+from pathlib import Path
+
 import torch
 import torchvision
 from torch import Tensor, nn
 
 from vision_reference.errors import UserError
 from vision_reference.networks import checkpoints, cifar_resnets, heads
+from vision_reference.networks.description import Description, from_checkpoint
 
 _TIMM = "timm:"
 _AUXILIARY_PREFIXES = tuple(f"{name}." for name in heads.AUXILIARY_HEADS)
@@ -63,26 +67,122 @@ def build_filled(
     Raises:
         UserError: no such network, or ``state`` does not fit.
     """
-    model = build_model(name, num_classes)
     if state is None:
-        return model
+        return build_model(name, num_classes)
     state = {key: value for key, value in state.items() if not key.startswith(_AUXILIARY_PREFIXES)}
+    shaped = _without_memory(name, num_classes)
     if new_head:
-        heads.shape_heads_like(model, state)
+        heads.shape_heads_like(shaped, state)
+    # Shapes are compared before the network is made: a small file that claims to be a huge one costs nothing.
+    checkpoints.check_shapes(shaped, state, source)
+    model = build_model(name, heads.class_count(shaped))
     checkpoints.load_weights(model, state, source)
     if heads.class_count(model) != num_classes:
         heads.replace_head(model, num_classes)
     return model
 
 
-def read_state(source: str, name: str) -> dict[str, Tensor]:
-    """State dict for network ``name`` from a torchvision weights name or from a file in any accepted format.
+def saved_classes(name: str, state: dict[str, Tensor], source: str) -> int:
+    """For how many classes ``state``, weights of the network ``name``, was trained.
 
     Raises:
-        UserError: there is none, it cannot be read, or it belongs to another network.
+        UserError: no such network, or ``state`` does not fit it.
     """
-    weights = find_weights(source)
-    return fetch_weights(weights, name) if weights else checkpoints.read_weights(source, name)
+    state = {key: value for key, value in state.items() if not key.startswith(_AUXILIARY_PREFIXES)}
+    shaped = heads.shape_heads_like(_without_memory(name, 1), state)
+    checkpoints.check_shapes(shaped, state, source)
+    return heads.class_count(shaped)
+
+
+def _without_memory(name: str, num_classes: int) -> nn.Module:
+    """The network on the meta device: names and shapes alone."""
+    try:
+        with torch.device("meta"):
+            return build_model(name, num_classes)
+    except (NotImplementedError, RuntimeError):  # a constructor that computes with the values of its tensors
+        return build_model(name, num_classes)
+
+
+def load_network(source: str | Path, arch: str | None = None, *, ema: bool = False) -> tuple[nn.Module, Description]:
+    """A trained network in evaluation mode on the CPU, and what is known about it.
+
+    Sizes, interpolation, mean and std that the file does not tell are those of a preset (``Description.assumed`` names
+    them); its classes may be unknown.
+
+    Args:
+        source: as in ``read_state``.
+        arch: name of the network, where the file does not tell it.
+        ema: the moving average of the weights instead of the weights.
+
+    Raises:
+        UserError: there are no such weights, they cannot be read, or are not those of ``arch``.
+    """
+    source = str(source)
+    state, description = read_state(source, arch, ema=ema)
+    name = arch or description.arch
+    if name is None:
+        raise UserError(f"'{source}' does not say which network it holds; name it")
+    classes = saved_classes(name, state, source)
+    if description.classes and len(description.classes) != classes:
+        raise UserError(f"'{source}' is damaged: it names {len(description.classes)} classes and has {classes}")
+    model = build_filled(name, classes, state, source, new_head=False)
+    return model.eval(), replace(description, arch=name).completed()
+
+
+def read_description(source: str | Path, arch: str | None = None) -> Description:
+    """What is known about the weights ``source`` (as in ``read_state``); unknown is what they do not say.
+
+    Raises:
+        UserError: as ``read_state``.
+    """
+    source = str(source)
+    if (weights := find_weights(source)) is not None:
+        return _describe_published(weights, arch or _owner(weights))
+    return from_checkpoint(checkpoints.load_checkpoint(source), source)
+
+
+def read_state(source: str, name: str | None, *, ema: bool = False) -> tuple[dict[str, Tensor], Description]:
+    """State dict and description of trained weights.
+
+    Args:
+        source: a torchvision weights name (ResNet50_Weights.IMAGENET1K_V2), or a file in any accepted format.
+        name: the network that they are meant for; None: whichever they belong to.
+        ema: the moving average of the weights instead of the weights.
+
+    Raises:
+        UserError: there are none, they cannot be read, or they belong to another network.
+    """
+    if (weights := find_weights(source)) is not None:
+        if ema:
+            raise UserError(f"{source} has no moving average of the weights; drop --model-ema")
+        name = name or _owner(weights)
+        return fetch_weights(weights, name), _describe_published(weights, name)
+    content = checkpoints.load_checkpoint(source)
+    return checkpoints.weights_in(content, name, source=source, ema=ema), from_checkpoint(content, source)
+
+
+def _owner(weights: torchvision.models.WeightsEnum) -> str:
+    """Name of the network that torchvision's ``weights`` are of."""
+    return next(name for name in classification_models() if weights in torchvision.models.get_model_weights(name))
+
+
+def _describe_published(weights: torchvision.models.WeightsEnum, name: str) -> Description:
+    """What torchvision tells of its weights."""
+    shown = weights.transforms()
+    accuracy = weights.meta.get("_metrics", {}).get("ImageNet-1K", {}).get("acc@1")
+    return Description(
+        str(weights),
+        arch=name,
+        classes=tuple(weights.meta["categories"]),
+        preset="imagenet",
+        train_crop_size=shown.crop_size[0],
+        val_resize_size=shown.resize_size[0],
+        val_crop_size=shown.crop_size[0],
+        interpolation=shown.interpolation.value,
+        mean=tuple(shown.mean),
+        std=tuple(shown.std),
+        accuracy=accuracy,
+    )
 
 
 def find_weights(name: str) -> torchvision.models.WeightsEnum | None:

@@ -14,80 +14,82 @@ What ``train.py`` writes is torchvision's format with more in it:
 ``model``         state dict of the bare network, no ``module.`` or ``_orig_mod.`` prefixes
 ``model_ema``     with --model-ema: state dict of the AveragedModel (``module.`` prefixes and ``n_averaged``)
 ``optimizer``     its state dict
-``lr_scheduler``  number of finished epochs, under torch's name (see ``schedules``)
+``lr_scheduler``  what torch's schedulers need to go on from here (see ``optimization``); we need the epoch alone
 ``scaler``        with fp16 autocast: the gradient scaler's state dict
 ``epoch``         number of the last finished epoch, from 0
 ``arch``          torchvision name of the network
 ``args``          dict of the command line, plain values only
 ``best``          dict with ``acc1``, ``acc5`` (percent) and ``epoch`` of the best evaluation so far
 ``rng``           list with ``capture_rng()`` of every rank, in rank order
+``description``   dict of class names, image sizes, normalization, accuracy, versions (see ``description.describe_run``)
+``lskd_checksum`` SHA-256 of all of the above, compared when the file is read
 ================  ===================================================================================================
 """
 
-import argparse
-import mmap
+import hashlib
 import random
 import re
-import struct
-import tarfile
-import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
-import safetensors
-import safetensors.torch
 import torch
 from torch import Tensor, nn
 
 from vision_reference.errors import UserError
 from vision_reference.files import atomic_file
+from vision_reference.networks.description import recorded_arch, recorded_args
 from vision_reference.networks.heads import last_layer
+from vision_reference.networks.untrusted import ACCEPTED, OWN_MARK, load_file
 
-_ACCEPTED = (
-    "a checkpoint of this project, of torchvision's recipe or of the paper's authors, a bare state dict, or safetensors"
-)
+_CHECKSUM = OWN_MARK.decode()
 
 
-def load_file(path: str | Path) -> object:
-    """Content of a checkpoint file, tensors on the CPU.
-
-    Only tensors, plain Python values, ``argparse.Namespace`` and numpy numbers (which become Python numbers) are
-    unpickled; whatever else a pickle may call is refused before it is called. What remains is trust in torch's reader
-    of tensors, which before torch 2.10 could be made to read or write memory out of bounds (CVE-2026-24747): take files
-    of people you do not know as safetensors.
+def load_checkpoint(path: str | Path) -> object:
+    """Content of a checkpoint file, as ``load_file``; of files of ours it is the content that was written.
 
     Raises:
-        UserError: the file is missing, is no checkpoint, is cut short, or holds anything else than the above.
+        UserError: as ``load_file``, or the content is not what its checksum says.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise UserError(f"there is no checkpoint file '{path}'; give the path of {_ACCEPTED}")
-    try:
-        if path.suffix == ".safetensors":
-            return safetensors.torch.load_file(path)
-        _refuse_archives_with_programs(path)
-        with torch.serialization.safe_globals(_ALLOWED_IN_PICKLES), warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "Detected pickle protocol", UserWarning)  # such files fail just below
-            return torch.load(path, map_location="cpu", weights_only=True)
-    except UserError:
-        raise
-    except PermissionError as error:
-        raise UserError(f"cannot read '{path}': {error.strerror}") from None
-    except Exception as error:  # a parser of arbitrary bytes may fail in any way
-        if refused := re.search(r"GLOBAL ([\w.]+)", str(error)):
-            raise _refusal(path, refused[1]) from None
-        raise UserError(f"cannot read '{path}': damaged, cut short or no checkpoint; give {_ACCEPTED}") from None
+    content = load_file(path)
+    if isinstance(content, dict) and isinstance(written := content.pop(_CHECKSUM, None), str):
+        if checksum(content) != written:
+            raise UserError(f"'{path}' is damaged: its content does not have the checksum that was written with it")
+    return content
+
+
+def checksum(content: object) -> str:
+    """SHA-256 of nested dicts, lists and tuples of tensors and plain values: every bit, type and name counts."""
+    digest = hashlib.sha256()
+    _add_to(digest, content)
+    return digest.hexdigest()
+
+
+def _add_to(digest, value: object) -> None:
+    if isinstance(value, Tensor):
+        digest.update(f"tensor {value.dtype} {tuple(value.shape)}\n".encode())
+        digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    elif isinstance(value, Mapping):
+        digest.update(f"dict {len(value)}\n".encode())
+        for key, part in value.items():
+            _add_to(digest, key)
+            _add_to(digest, part)
+    elif isinstance(value, list | tuple):
+        digest.update(f"list {len(value)}\n".encode())
+        for part in value:
+            _add_to(digest, part)
+    else:
+        digest.update(f"{type(value).__name__} {value!r}\n".encode(errors="surrogateescape"))
 
 
 def read_checkpoint(path: str | Path) -> dict:
     """A checkpoint that training can go on from: model, optimizer, lr_scheduler, epoch; ``args`` as a dict.
 
     Raises:
-        UserError: as ``load_file``, or one of these is missing (bare weights have none, the authors' files have no
+        UserError: as ``load_checkpoint``, or one of these is missing (bare weights have none, the authors' files have no
             ``lr_scheduler``).
     """
-    checkpoint = load_file(path)
+    checkpoint = load_checkpoint(path)
     keys = ("model", "optimizer", "lr_scheduler", "epoch")
     missing = [key for key in keys if not isinstance(checkpoint, dict) or key not in checkpoint]
     if missing:
@@ -99,16 +101,16 @@ def read_checkpoint(path: str | Path) -> dict:
 
 
 def read_weights(path: str | Path, arch: str | None, *, ema: bool = False) -> dict[str, Tensor]:
-    """State dict found in a file of any accepted format: ``weights_in(load_file(path), ...)``.
+    """State dict found in a file of any accepted format: ``weights_in(load_checkpoint(path), ...)``.
 
     Raises:
-        UserError: as ``load_file`` and ``weights_in``.
+        UserError: as ``load_checkpoint`` and ``weights_in``.
     """
-    return weights_in(load_file(path), arch, source=str(path), ema=ema)
+    return weights_in(load_checkpoint(path), arch, source=str(path), ema=ema)
 
 
 def weights_in(checkpoint: object, arch: str | None, *, source: str, ema: bool = False) -> dict[str, Tensor]:
-    """State dict inside what ``load_file`` returned, keys as the bare network has them.
+    """State dict inside what ``load_checkpoint`` returned, keys as the bare network has them.
 
     Args:
         checkpoint: content of a checkpoint file.
@@ -131,23 +133,6 @@ def weights_in(checkpoint: object, arch: str | None, *, source: str, ema: bool =
     return _strip_prefixes({name: value for name, value in weights.items() if name != "n_averaged"})
 
 
-def recorded_args(checkpoint: object) -> dict:
-    """The command line that a checkpoint was trained with, as far as it says: flag names (underscores) to values."""
-    args = checkpoint.get("args") if isinstance(checkpoint, Mapping) else None
-    if isinstance(args, argparse.Namespace):
-        return vars(args)
-    return dict(args) if isinstance(args, Mapping) else {}
-
-
-def recorded_arch(checkpoint: object) -> str | None:
-    """Name of the network that a checkpoint says it holds: ``arch``, else ``args.model`` or ``args.arch``."""
-    if not isinstance(checkpoint, Mapping):
-        return None
-    args = recorded_args(checkpoint)
-    names = (checkpoint.get("arch"), args.get("model"), args.get("arch"))
-    return next((name for name in names if isinstance(name, str)), None)
-
-
 def load_weights(model: nn.Module, state_dict: Mapping[str, Tensor], source: str) -> None:
     """Put ``state_dict`` into ``model``; every key must be there in the right shape, and no other.
 
@@ -157,8 +142,21 @@ def load_weights(model: nn.Module, state_dict: Mapping[str, Tensor], source: str
         source: names the weights in errors.
 
     Raises:
-        UserError: something is missing, unexpected or misshapen; the model is left as it was.
+        UserError: something is missing, unexpected or misshapen, is of integers where numbers belong, or is not
+            finite; the model is left as it was.
     """
+    check_shapes(model, state_dict, source)
+    for key, value in model.state_dict().items():
+        given = state_dict.get(key, value)
+        if value.is_floating_point() != given.is_floating_point():
+            raise UserError(f"'{source}' is damaged or made for something else: its {key} is of type {given.dtype}")
+        if not bool(given.float().isfinite().all()):
+            raise UserError(f"'{source}' is damaged or of a run that diverged: its {key} is not finite everywhere")
+    model.load_state_dict(state_dict)
+
+
+def check_shapes(model: nn.Module, state_dict: Mapping[str, Tensor], source: str) -> None:
+    """As ``load_weights`` but for the values; ``model`` may be on the meta device."""
     own = model.state_dict()
     missing = [key for key in own if key not in state_dict and not key.endswith("num_batches_tracked")]
     unexpected = [key for key in state_dict if key not in own]
@@ -176,11 +174,12 @@ def load_weights(model: nn.Module, state_dict: Mapping[str, Tensor], source: str
         problems.append(f"{len(misshapen)} of another shape: {_some(shapes)}")
     if problems:
         raise UserError(f"weights of '{source}' do not fit {type(model).__name__}: {'; '.join(problems)}")
-    model.load_state_dict(state_dict)
 
 
 def save_atomically(obj: object, path: str | Path) -> None:
     """``torch.save`` that never leaves half a file: after a crash ``path`` holds the new content or the old one.
+
+    A dict gets a checksum of its content, which ``load_checkpoint`` compares.
 
     Also removes what an earlier process, killed while it saved under this name, left behind; so only one process may
     save to a path.
@@ -188,6 +187,8 @@ def save_atomically(obj: object, path: str | Path) -> None:
     path = Path(path)
     for leftover in path.parent.glob(f".{path.name}.*.partial"):
         leftover.unlink(missing_ok=True)
+    if isinstance(obj, dict):
+        obj = {**obj, _CHECKSUM: checksum(obj)}
     with atomic_file(path) as file:
         torch.save(obj, file)
 
@@ -257,7 +258,7 @@ def restore_rng(state: Mapping) -> None:
 
 def _find_state_dict(checkpoint: object, source: str, ema: bool) -> Mapping:
     if not isinstance(checkpoint, Mapping):
-        raise UserError(f"'{source}' holds {type(checkpoint).__name__}, not weights; give {_ACCEPTED}")
+        raise UserError(f"'{source}' holds {type(checkpoint).__name__}, not weights; give {ACCEPTED}")
     if ema:
         if not isinstance(checkpoint.get("model_ema"), Mapping):
             raise UserError(f"'{source}' has no moving average of the weights (model_ema)")
@@ -267,7 +268,7 @@ def _find_state_dict(checkpoint: object, source: str, ema: bool) -> Mapping:
             return checkpoint[key]
     if checkpoint and all(isinstance(value, Tensor) for value in checkpoint.values()):
         return checkpoint
-    raise UserError(f"'{source}' has no weights, only {_some([str(key) for key in checkpoint])}; give {_ACCEPTED}")
+    raise UserError(f"'{source}' has no weights, only {_some([str(key) for key in checkpoint])}; give {ACCEPTED}")
 
 
 def _strip_prefixes(weights: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -291,63 +292,3 @@ def _differing_class_counts(
 
 def _some(names: list[str], shown: int = 3) -> str:
     return ", ".join(names[:shown]) + (", ..." if len(names) > shown else "")
-
-
-def _refuse_archives_with_programs(path: Path) -> None:
-    """torch before 2.6 runs TorchScript archives and unpacks tar archives even where only weights are asked for.
-
-    The tell-tale name is looked for in the raw bytes (names in a zip file's directory are never compressed), because
-    two readers of a forged zip file may see two directories.
-    """
-    if tarfile.is_tarfile(path):
-        raise _refusal(path, "a tar archive")
-    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-        if content.find(b"/constants.pkl") >= 0:
-            raise _refusal(path, "a TorchScript program")
-
-
-def _refusal(path: Path, what: str) -> UserError:
-    return UserError(
-        f"refused '{path}': loading it could run code of its author's choice ({what}); allowed in a checkpoint: "
-        "tensors, plain values, argparse.Namespace, numpy numbers"
-    )
-
-
-# What Python's struct calls the types of numpy's numbers.
-_STRUCT_CODES = {"b1": "?", "i1": "b", "i2": "h", "i4": "i", "i8": "q", "f2": "e", "f4": "f", "f8": "d"}
-_STRUCT_CODES |= {"u1": "B", "u2": "H", "u4": "I", "u8": "Q"}
-
-
-class _NumpyType:
-    """Stands in for numpy.dtype while unpickling, so that a file can build nothing but a number's type.
-
-    Pickles of numpy numbers call ``numpy.dtype(code, False, True)`` and then set a state whose second entry is the
-    byte order. Being independent of numpy, this reads the files of numpy 1 and 2 alike.
-    """
-
-    def __init__(self, code: str, *_: object) -> None:
-        self.struct_code = _STRUCT_CODES[code]
-        self.order = "<"
-
-    def __setstate__(self, state: tuple) -> None:
-        self.order = ">" if state[1] == ">" else "<"
-
-
-def _answering_to(name: str, stand_in: Callable) -> Callable:
-    """``stand_in`` under the full name by which pickles call for it; torch's allow-list goes by these attributes."""
-    stand_in.__module__, stand_in.__name__ = name.rsplit(".", 1)
-    stand_in.__qualname__ = stand_in.__name__
-    return stand_in
-
-
-def _number_maker(name: str) -> Callable[[_NumpyType, bytes], float]:
-    """Stand-in for numpy's function ``name``, which makes a number of its type and bytes: a Python number instead."""
-    return _answering_to(name, lambda kind, data: struct.unpack(kind.order + kind.struct_code, data)[0])
-
-
-_ALLOWED_IN_PICKLES = [
-    argparse.Namespace,
-    _answering_to("numpy.dtype", _NumpyType),
-    _number_maker("numpy.core.multiarray.scalar"),  # numpy 1
-    _number_maker("numpy._core.multiarray.scalar"),  # numpy 2
-]
