@@ -34,8 +34,8 @@ Loader = TorchvisionLoader | DaliLoader | MixingLoader | SoftLabelLoader | Teach
 
 def build_loaders(
     args: argparse.Namespace, rank: Rank, device: torch.device, memory_format: torch.memory_format
-) -> tuple[Loader | None, Loader, int]:
-    """The training loader (None with ``--test-only``), the evaluation loader, and the number of classes.
+) -> tuple[Loader | None, Loader, list[str]]:
+    """The training loader (None with ``--test-only``), the evaluation loader, and the names of the classes.
 
     Raises:
         UserError: data that is missing or makes no sense, flags that the chosen loader cannot serve, or stored soft
@@ -52,7 +52,7 @@ def build_loaders(
     place = {"rank": rank.rank, "world_size": rank.world_size}
     val_loader = make_val(val_samples, EvalBatchSampler(len(val_samples), args.batch_size, **place))
     if train_samples is None:
-        return None, val_loader, len(classes)
+        return None, val_loader, classes
 
     repetitions = args.ra_reps if args.ra_sampler else 1
     seeds = stored.views["seed"] if stored else None
@@ -71,7 +71,7 @@ def build_loaders(
             rank=rank.rank,
         )
     rank.say(f"{len(train_samples)} training and {len(val_samples)} validation images, {len(classes)} classes")
-    return train_loader, val_loader, len(classes)
+    return train_loader, val_loader, classes
 
 
 def build_view_loader(

@@ -47,6 +47,7 @@ from vision_reference.machine import (
 from vision_reference.metrics import MetricsFile, Outcomes, ProgressLine, TrainingAverages, correct_in_top
 from vision_reference.networks import checkpoints
 from vision_reference.networks.by_name import build_filled, read_state
+from vision_reference.networks.description import describe_run
 from vision_reference.networks.heads import check_input_sizes
 
 
@@ -155,12 +156,16 @@ def fix_randomness(args: argparse.Namespace, checkpoint: dict | None, rank: Rank
         torch.use_deterministic_algorithms(True)
 
 
-def save(output: Path, learner: Learner, args: argparse.Namespace, epoch: int, best: dict, rngs: list) -> None:
-    """Write ``checkpoint.pth``; the same file becomes ``best.pth`` and ``model_<epoch>.pth`` where it is that."""
+def save(output: Path, learner: Learner, args: argparse.Namespace, epoch: int, results: dict) -> None:
+    """Write ``checkpoint.pth``; the same file becomes ``best.pth`` and ``model_<epoch>.pth`` where it is that.
+
+    Args:
+        results: the entries ``best``, ``rng`` and ``description`` of a checkpoint.
+    """
     last = output / "checkpoint.pth"
-    state = {**learner.state_dict(), "epoch": epoch, "arch": args.model, "args": vars(args), "best": best, "rng": rngs}
+    state = {**learner.state_dict(), "epoch": epoch, "arch": args.model, "args": vars(args), **results}
     checkpoints.save_atomically(state, last)
-    if best["epoch"] == epoch:
+    if results["best"]["epoch"] == epoch:
         atomic_copy(last, output / "best.pth")
     if args.keep_checkpoints:
         atomic_copy(last, output / f"model_{epoch}.pth")
@@ -176,14 +181,14 @@ def main(args: argparse.Namespace) -> None:
     checkpoint = checkpoints.read_checkpoint(resume) if resume and not args.test_only else None
     fix_randomness(args, checkpoint, rank)
 
-    train_loader, val_loader, num_classes = build_loaders(args, rank, machine.device, machine.memory_format)
+    train_loader, val_loader, classes = build_loaders(args, rank, machine.device, machine.memory_format)
     sizes = {args.val_crop_size} if args.test_only else {args.train_crop_size, args.val_crop_size}
     start = str(resume or args.init_weights or args.weights or "")
     if checkpoint:
         state = checkpoints.weights_in(checkpoint, args.model, source=start)
     else:
         state = read_state(start, args.model)[0] if start else None
-    model = build_filled(args.model, num_classes, state, start, new_head=not (resume or args.test_only))
+    model = build_filled(args.model, len(classes), state, start, new_head=not (resume or args.test_only))
     check_input_sizes("student" if args.teacher or args.soft_labels else "model", args.model, model, sizes)
     model.to(machine.device, memory_format=machine.memory_format)
     if args.test_only:
@@ -193,7 +198,7 @@ def main(args: argparse.Namespace) -> None:
 
     if args.teacher:
         state, _ = read_state(args.teacher_weights, args.teacher)
-        network = build_filled(args.teacher, num_classes, state, args.teacher_weights, new_head=False)
+        network = build_filled(args.teacher, len(classes), state, args.teacher_weights, new_head=False)
         check_input_sizes("teacher", args.teacher, network, sizes)
         teacher = Teacher(network, machine.device, machine.memory_format, machine.autocast, compile=args.compile)
         train_loader = TeacherLoader(train_loader, teacher)
@@ -248,7 +253,11 @@ def main(args: argparse.Namespace) -> None:
             metrics.append(record)
             with atomic_file(output / "outcomes.npy") as file:  # which validation images this epoch's model gets right
                 np.save(file, right)
-            save(output, learner, args, epoch, best, rngs)
+            accuracy = {"acc1": record["val_acc1"], "acc5": record["val_acc5"]}
+            if learner.ema is not None:
+                accuracy |= {"ema_acc1": record["ema_val_acc1"], "ema_acc5": record["ema_val_acc5"]}
+            description = describe_run(vars(args), classes, accuracy)
+            save(output, learner, args, epoch, {"best": best, "rng": rngs, "description": description})
         rank.say(
             f"Epoch {epoch + 1}/{args.epochs} done in {time.perf_counter() - began:.1f} s: "
             f"Acc@1 {val['acc1']:.3f}  Acc@5 {val['acc5']:.3f}  (best {best['acc1']:.3f} in epoch {best['epoch'] + 1})"

@@ -1,1 +1,4 @@
-"""Networks by name, their last layers, and the files that hold their weights. Imports errors and files alone."""
+"""Networks by name, their last layers, and the files that hold their weights.
+
+Imports errors, files and the table of presets alone.
+"""

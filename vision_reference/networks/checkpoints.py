@@ -52,9 +52,9 @@ def load_checkpoint(path: str | Path) -> object:
         UserError: as ``load_file``, or the content is not what its checksum says.
     """
     content = load_file(path)
-    if isinstance(content, dict) and isinstance(written := content.pop(_CHECKSUM, None), str):
-        if checksum(content) != written:
-            raise UserError(f"'{path}' is damaged: its content does not have the checksum that was written with it")
+    written = content.pop(_CHECKSUM, None) if isinstance(content, dict) else None
+    if written is not None and written != checksum(content):
+        raise UserError(f"'{path}' is damaged: its content does not have the checksum that was written with it")
     return content
 
 
@@ -86,8 +86,8 @@ def read_checkpoint(path: str | Path) -> dict:
     """A checkpoint that training can go on from: model, optimizer, lr_scheduler, epoch; ``args`` as a dict.
 
     Raises:
-        UserError: as ``load_checkpoint``, or one of these is missing (bare weights have none, the authors' files have no
-            ``lr_scheduler``).
+        UserError: as ``load_checkpoint``, or one of these is missing (bare weights have none, the authors' files
+            have no ``lr_scheduler``).
     """
     checkpoint = load_checkpoint(path)
     keys = ("model", "optimizer", "lr_scheduler", "epoch")

@@ -57,8 +57,13 @@ class Description:
 
         Args:
             preset: used where the file names none; None: imagenet.
+
+        Raises:
+            UserError: the file names a preset that this version does not have.
         """
         name = self.preset or preset or "imagenet"
+        if name not in PRESETS:
+            raise UserError(f"'{self.source}': its preset '{name}' is unknown here; known: {', '.join(PRESETS)}")
         defaults = PRESETS[name]
         known = {"preset": name, "interpolation": "bilinear", "mean": defaults.mean, "std": defaults.std}
         known |= {side: getattr(defaults, side) for side in _SIDES}
@@ -88,7 +93,9 @@ def from_checkpoint(checkpoint: object, source: str) -> Description:
         std=_colours(told, "std", source),
         accuracy=_accuracy(checkpoint, told),
         args=args,
-        made_by={name: told[name] for name in ("code", "versions", "host", "time") if told is not args and name in told},
+        made_by={
+            name: told[name] for name in ("code", "versions", "host", "time") if told is not args and name in told
+        },
         **{side: _checked(told, side, source, _is_side, f"from 1 to {LARGEST_SIDE}") for side in _SIDES},
     )
     if preset in PRESETS and described.mean is None and described.std is None:  # files of before descriptions
@@ -177,7 +184,7 @@ def recorded_arch(checkpoint: object) -> str | None:
 def _checked(told: Mapping, name: str, source: str, allowed, what: str):
     value = told.get(name)
     if value is not None and not (isinstance(value, str | int | float | list | tuple) and allowed(value)):
-        raise UserError(f"'{source}' is damaged or forged: its {name} is {str(value)[:40]!r}, not {what}")
+        raise UserError(f"'{source}' is damaged or forged: its {name} is '{str(value)[:40]}', not {what}")
     return value
 
 

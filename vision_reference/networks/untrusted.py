@@ -159,9 +159,10 @@ def _tell_reader_faults(path: Path) -> None:
     if _told or not faults or os.environ.get("RANK", "0") != "0":
         return
     _told = True
+    version = torch.__version__.partition("+")[0]
     print(
-        f"note: '{path}' is a pickle that this project did not write; torch {torch.__version__.partition('+')[0]} reads "
-        f"such files with known faults ({', '.join(faults)}): if you do not know its author, ask for safetensors",
+        f"note: '{path}' is a pickle that this project did not write, and torch {version} reads such files with known "
+        f"faults ({', '.join(faults)}): if you do not know its author, ask for safetensors",
         file=sys.stderr,
         flush=True,
     )
