@@ -1,0 +1,1 @@
+"""What a teacher is like and what it does to a student's features: pictures, numbers, the commands that make them."""

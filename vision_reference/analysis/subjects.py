@@ -1,0 +1,312 @@
+"""The networks under analysis and the images they are shown: from names on a command line to features."""
+
+import difflib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+
+from vision_reference.analysis import features
+from vision_reference.analysis.features import Outputs
+from vision_reference.errors import UserError
+from vision_reference.files import cache_file
+from vision_reference.images.cub200 import cub200
+from vision_reference.images.folders import ImageDataset, Sample, check_same_classes, image_folder, read_image
+from vision_reference.images.pipelines import Normalize, evaluation_pipeline
+from vision_reference.images.samplers import EvalBatchSampler
+from vision_reference.loaders import TorchvisionLoader
+from vision_reference.machine import choose_device, keep_freed_memory, usable_workers
+from vision_reference.networks import by_name, heads
+from vision_reference.networks.description import INTERPOLATIONS, Description
+
+_TIMM = "timm:"
+_IMAGENET = 1000
+
+
+@dataclass(frozen=True)
+class Pixels:
+    """How images are shown: shorter side to ``resize``, centre ``crop``, then ``(pixel / 255 - mean) / std``."""
+
+    resize: int
+    crop: int
+    interpolation: str
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Images:
+    """A data set as lists of files.
+
+    Attributes:
+        root: folder they lie in.
+        train: (path, label) pairs, None where only the validation part was asked for.
+        val: the same.
+        classes: folder names; labels index them.
+        names: what to call the classes in pictures and text (ImageNet's words for its wnids).
+    """
+
+    root: Path
+    train: list[Sample] | None
+    val: list[Sample]
+    classes: list[str]
+    names: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A trained network and what is known of it.
+
+    Attributes:
+        name: what the user calls it.
+        source: where it came from: a file or a name.
+        arch: name of its architecture.
+        network: in evaluation mode, on ``device``.
+        device: where it computes.
+        pixels: how it wants its images.
+        numbers: (classes of the data,) the network's own number of each class of the data.
+        recorded: the command line it was trained with, as far as its file says.
+        digest: of its weights' file, or its name.
+        folder: where what is collected of it is kept.
+    """
+
+    name: str
+    source: str
+    arch: str
+    network: nn.Module
+    device: torch.device
+    pixels: Pixels
+    numbers: np.ndarray
+    recorded: dict
+    digest: str
+    folder: Path
+
+
+def read_images(root: Path, *, dataset: str = "imagefolder", train: bool = True) -> Images:
+    """The data set ``dataset`` (imagefolder, cub200) in the folder ``root``.
+
+    Raises:
+        UserError: it is missing or makes no sense.
+    """
+    if dataset == "cub200":
+        data = cub200(root, download=False)
+        return Images(root, data.train if train else None, data.test, data.classes, data.classes)
+    val, classes = image_folder(root / "val")
+    training = None
+    if train:
+        training, train_classes = image_folder(root / "train")
+        check_same_classes(train_classes, classes)
+    return Images(root, training, val, classes, _words(classes))
+
+
+def load_subject(
+    name: str,
+    source: str,
+    images: Images,
+    *,
+    model: str | None = None,
+    device: str = "cuda",
+    preset: str | None = None,
+    **sizes: object,
+) -> Subject:
+    """The network behind ``source``.
+
+    Args:
+        name: what to call it.
+        source: a checkpoint of any format that ``checkpoints`` reads, a torchvision weights name, or ``timm:NAME`` for
+            timm's pretrained network.
+        images: what it will be shown; its classes are looked up among the network's.
+        model: architecture, for files that do not say theirs.
+        device: cpu, cuda or cuda:N; the CPU where there is no GPU.
+        preset, sizes: how images are shown (``resize``, ``crop``, ``interpolation``); None: as the network was trained.
+
+    Raises:
+        UserError: there is no such network, it has other classes than the data, or it cannot take images of that size.
+    """
+    if source.startswith(_TIMM) and not Path(source).exists():
+        network, described = _timm_pretrained(source)
+    else:
+        network, described = by_name.load_network(source, model)
+    pixels = _shown(described, preset, **sizes)
+    heads.check_input_sizes("network", f"{name} ({described.arch})", network, {pixels.crop})
+    place = choose_device(device, None)
+    if place.type == "cpu":
+        keep_freed_memory()
+    numbers = _numbers_of(images, heads.class_count(network), described, f"{name} ({source})")
+    path = Path(source)
+    is_file = path.is_file()
+    return Subject(
+        name=name,
+        source=source,
+        arch=str(described.arch),
+        network=network.eval().requires_grad_(False).to(place, memory_format=torch.channels_last),
+        device=place,
+        pixels=pixels,
+        numbers=numbers,
+        recorded=dict(described.args),
+        digest=features.file_digest(path) if is_file else source,
+        folder=path.with_name(path.name + ".features") if is_file else cache_file("features", source).parent,
+    )
+
+
+def outputs_of(
+    subject: Subject, samples: Sequence[Sample], images: Images, *, batch_size: int, workers: int
+) -> Outputs:
+    """What the network makes of ``samples``, from an earlier run where nothing has changed since.
+
+    ``labels`` are the data's class numbers; ``subject.numbers`` leads to the network's.
+
+    Raises:
+        UserError: an image cannot be read, or as ``features.collect``.
+    """
+    listing = [
+        (str(Path(path).relative_to(images.root)), label, (stat := Path(path).stat()).st_size, stat.st_mtime_ns)
+        for path, label in samples
+    ]
+    key = features.content_key(subject.digest, subject.arch, vars(subject.pixels), listing)
+    path = subject.folder / f"{subject.digest[:12].replace('/', '_')}-{key}.npz"
+    if (found := features.kept(path)) and len(found.labels) == len(samples):
+        return found
+    pipeline = evaluation_pipeline(
+        resize_size=subject.pixels.resize,
+        crop_size=subject.pixels.crop,
+        interpolation=subject.pixels.interpolation,
+    )
+    loader = TorchvisionLoader(
+        ImageDataset(list(samples), images.classes, pipeline, read_image),
+        EvalBatchSampler(len(samples), batch_size),
+        workers=usable_workers(workers),
+        normalize=Normalize(subject.pixels.mean, subject.pixels.std, subject.device),
+        device=subject.device,
+        memory_format=torch.channels_last,
+    )
+    outputs = features.collect(subject.network, loader, subject.name)
+    if features.keep(path, outputs):
+        for other in subject.folder.glob("*.npz"):  # of a checkpoint that has been overwritten since
+            if Path(subject.source).is_file() and not other.name.startswith(subject.digest[:12]):
+                other.unlink(missing_ok=True)
+    return outputs
+
+
+def spread_out(samples: Iterable[Sample], label: int, count: int) -> list[Sample]:
+    """``count`` samples of class ``label``, evenly spaced over all it has; all where there are fewer."""
+    own = [sample for sample in samples if sample[1] == label]
+    if len(own) <= count:
+        return own
+    return [own[number] for number in np.linspace(0, len(own) - 1, count).round().astype(int)]
+
+
+def class_number(text: str, images: Images) -> int:
+    """The class called ``text``: by folder name, else by the name in pictures, else by number.
+
+    Raises:
+        UserError: there is none; names the nearest.
+    """
+    for names in (images.classes, images.names):
+        if text in names:
+            return names.index(text)
+    if text.isdecimal() and int(text) < len(images.classes):
+        return int(text)
+    known = list(dict.fromkeys([*images.names, *images.classes]))
+    near = difflib.get_close_matches(text, known, n=4, cutoff=0.4) or known[:4]
+    raise UserError(
+        f"no class '{text}' in {images.root}; nearest: {', '.join(near)}; "
+        f"or a number from 0 to {len(images.classes) - 1}"
+    )
+
+
+def _timm_pretrained(source: str) -> tuple[nn.Module, Description]:
+    name = source.removeprefix(_TIMM)
+    try:
+        import timm
+    except ImportError:
+        raise UserError(f"'{source}' needs timm, which is not installed; pip install timm") from None
+    if not timm.is_model(name):
+        raise UserError(f"timm has no model '{name}'; timm.list_models('*resnet*', pretrained=True) finds names")
+    try:
+        network = timm.create_model(name, pretrained=True)
+    except Exception as error:  # no weights, no network, an interrupted download: each of its own kind
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise UserError(f"could not fetch the weights of '{source}' ({reason}); give a file instead") from None
+    config = timm.data.resolve_data_config({}, model=network)
+    crop = config["input_size"][-1]
+    return network, Description(
+        source,
+        arch=source,
+        train_crop_size=crop,
+        val_resize_size=int(crop / config["crop_pct"]),
+        val_crop_size=crop,
+        interpolation=config["interpolation"] if config["interpolation"] in INTERPOLATIONS else "bicubic",
+        mean=config["mean"],
+        std=config["std"],
+    )
+
+
+def _shown(
+    described: Description,
+    preset: str | None,
+    resize: int | None = None,
+    crop: int | None = None,
+    interpolation: str | None = None,
+) -> Pixels:
+    """What the file says, or ``preset`` in its place, with single settings of the user's above either."""
+    if preset:
+        described = Description(described.source, preset=preset, interpolation=described.interpolation)
+    described = described.completed()
+    return Pixels(
+        resize or described.val_resize_size,
+        crop or described.val_crop_size,
+        interpolation or described.interpolation,
+        tuple(described.mean),
+        tuple(described.std),
+    )
+
+
+def _numbers_of(images: Images, count: int, described: Description, who: str) -> np.ndarray:
+    """The network's number of each class of the data.
+
+    Raises:
+        UserError: the network was trained on other classes.
+    """
+    synsets = _imagenet_synsets() if count == _IMAGENET else []
+    for known in (list(described.classes or ()), synsets):
+        if set(images.classes) <= set(known):
+            return np.array([known.index(name) for name in images.classes])
+    if count != len(images.classes):
+        raise UserError(
+            f"{who} tells {count} classes apart, {images.root} has {len(images.classes)}; "
+            "give the data it was trained on"
+        )
+    if described.classes and described.args:  # a checkpoint of ours: its names are those of folders
+        other = next(name for name in images.classes if name not in described.classes)
+        raise UserError(
+            f"{who} was trained on other classes ({', '.join(described.classes[:3])}, ...): it does not know '{other}' "
+            f"of {images.root}; give the data it was trained on"
+        )
+    return np.arange(count)
+
+
+def _imagenet_synsets() -> list[str]:
+    """The wnids of ImageNet-1K in the order of its class numbers, from timm; empty where it is not installed."""
+    try:
+        from timm.data import ImageNetInfo
+    except ImportError:
+        return []
+    return ImageNetInfo().label_names()
+
+
+def _words(classes: list[str]) -> list[str]:
+    """ImageNet's first word for each class that is one of its wnids; the others, and doubles, as they are."""
+    if not all(name[:1] == "n" and name[1:].isdecimal() and len(name) == 9 for name in classes):
+        return classes
+    try:
+        from timm.data import ImageNetInfo
+    except ImportError:
+        return classes
+    info = ImageNetInfo()
+    known = set(info.label_names())
+    words = [info.label_name_to_description(name).split(",")[0] if name in known else name for name in classes]
+    return [word if words.count(word) == 1 else f"{word} ({name})" for word, name in zip(words, classes, strict=True)]
