@@ -446,7 +446,7 @@ def test_scaled_learning_rate_is_linear_in_the_global_batch():
         ("--kd-temperature 0", "argument --kd-temperature: '0' is not a number above 0"),
         ("--kd-weight 1.5", "argument --kd-weight: '1.5' is not a number from 0 to 1"),
         ("--label-smoothing -1", "argument --label-smoothing: '-1' is not a number from 0 to 1"),
-        ("--lr-scheduler poly", "unknown --lr-scheduler 'poly'; allowed: steplr, cosineannealinglr, exponentiallr"),
+        ("--lr-scheduler poly", "unknown --lr-scheduler 'poly'; allowed: steplr, multisteplr, cosineannealinglr, exp"),
         ("--opt lion", "unknown optimizer 'lion'; allowed: sgd"),
         ("--resume nowhere.pth", "no file 'nowhere.pth'"),
         ("--init-weights nowhere.pth", "no checkpoint file 'nowhere.pth'"),
