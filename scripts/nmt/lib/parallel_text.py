@@ -106,3 +106,16 @@ def _open(path: Path) -> BinaryIO:
         return gzip.open(path) if path.suffix == ".gz" else path.open("rb")
     except OSError as error:
         raise UserError(f"{path}: cannot be opened ({error.strerror})") from None
+
+
+def read_pair(source: Path, target: Path) -> tuple[list[str], list[str]]:
+    """The cleaned lines of two aligned files, plain or gzip.
+
+    Raises UserError for unreadable files, files of unequal length, empty files and an empty line in either: a pair with
+    an empty side makes scores incomparable.
+    """
+    rows = list(read_split("test", (source, target)))
+    if not rows:
+        raise UserError(f"{source} and {target} hold no sentence; give at least one")
+    _, sources, targets = zip(*rows, strict=True)
+    return list(sources), list(targets)

@@ -91,6 +91,11 @@ class Recorded:
                 raise UserError(f"{self.path} was trained on {known}, not on {pair}; name only these pairs")
 
 
+def as_dict(options: Any) -> dict[str, Any]:
+    """Options of a task or a model by name, be they a Namespace or, with a dataclass, a config."""
+    return dict(vars(options)) if isinstance(options, argparse.Namespace) else dict(options)
+
+
 def task_name(options: argparse.Namespace) -> str | None:
     return getattr(options, "_name", None) or getattr(options, "task", None)
 

@@ -49,6 +49,11 @@ class Translation:
         return self.pieces >= MAX_PIECES - 1
 
 
+def too_long(pieces: int, max_source: int) -> Translation:
+    """Of a line that a model of `max_source` positions cannot read: two are the language token's and the end's."""
+    return Translation("", problem=f"{pieces:,} pieces, the model reads at most {max_source - 2:,}")
+
+
 class Translator:
     """A model that translates one language pair.
 
@@ -90,8 +95,7 @@ class Translator:
             if len(tokens) == 1:  # nothing but the end of the sentence
                 found[number] = Translation("")
             elif len(tokens) >= limit:
-                problem = f"{len(tokens) - 1:,} pieces, the model reads at most {limit - 2:,}"
-                found[number] = Translation("", problem=problem)
+                found[number] = too_long(len(tokens) - 1, limit)
         wanted = [number for number in range(len(lines)) if number not in found]
         if wanted:
             pieces = self._search([encoded[number] for number in wanted])
