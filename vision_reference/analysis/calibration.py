@@ -7,8 +7,8 @@ probability and ``correct`` (N,) whether its class is the label.
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.optimize import minimize_scalar
-from scipy.special import log_softmax, logsumexp
+from scipy.optimize import brentq
+from scipy.special import log_softmax, logsumexp, softmax
 
 BINS = 15
 _TEMPERATURES = (1e-2, 1e2)
@@ -110,16 +110,15 @@ def calibrating_temperature(logits: np.ndarray, labels: np.ndarray) -> float | N
     None where no T between 0.01 and 100 does: the likelihood then grows towards one end, as it does where every
     prediction is right.
     """
-    low, high = np.log(_TEMPERATURES)
-    # The loss is convex in 1 / T, so it has one minimum in log T as well.
-    found = minimize_scalar(
-        lambda log_t: negative_log_likelihood(logits, labels, float(np.exp(log_t))),
-        bounds=(low, high),
-        method="bounded",
-        options={"xatol": 1e-6},
-    )
-    at_an_end = found.x - low < 1e-3 or high - found.x < 1e-3
-    return None if at_an_end else float(np.exp(found.x))
+    logits = np.asarray(logits, dtype=np.float64)
+    own = logits[np.arange(len(labels)), labels]
+
+    def slope(inverse: float) -> float:
+        """Of the negative log-likelihood in 1 / T, in which it is convex: the slope rises, and is 0 at the best T."""
+        return float(((softmax(logits * inverse, axis=1) * logits).sum(axis=1) - own).mean())
+
+    low, high = (1 / temperature for temperature in reversed(_TEMPERATURES))
+    return None if slope(low) >= 0 or slope(high) <= 0 else float(1 / brentq(slope, low, high, xtol=1e-9))
 
 
 def risk_coverage(confidence: np.ndarray, correct: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -47,20 +47,19 @@ def errors_in_groups(labels: np.ndarray, predictions: np.ndarray, groups: np.nda
     return GroupErrors(errors, inside, inside / errors, chance)
 
 
-def confusion_matrix(labels: np.ndarray, predictions: np.ndarray, classes: int) -> np.ndarray:
-    """(K, K) counts, rows the right class, columns the one predicted."""
-    return np.bincount(labels * classes + predictions, minlength=classes**2).reshape(classes, classes)
-
-
-def most_confused(matrix: np.ndarray, count: int) -> list[tuple[int, int, int]]:
+def most_confused(labels: np.ndarray, predictions: np.ndarray, count: int) -> list[tuple[int, int, int]]:
     """The ``count`` pairs of classes with the most errors between them, both ways together: (class, class, errors).
 
     Pairs without errors are left out; equals come in the order of their numbers.
+
+    Args:
+        labels, predictions: (N,) class numbers.
     """
-    both = np.triu(matrix + matrix.T, k=1)
-    order = np.argsort(-both, axis=None, kind="stable")[:count]
-    pairs = zip(*np.unravel_index(order, both.shape), strict=True)
-    return [(int(a), int(b), int(both[a, b])) for a, b in pairs if both[a, b]]
+    wrong = labels != predictions
+    pairs = np.sort(np.stack([labels[wrong], predictions[wrong]], axis=1), axis=1)
+    found, counts = np.unique(pairs, axis=0, return_counts=True)
+    order = np.argsort(-counts, kind="stable")[:count]
+    return [(int(found[place, 0]), int(found[place, 1]), int(counts[place])) for place in order]
 
 
 def cluster_classes(probabilities: np.ndarray, count: int | None = None) -> np.ndarray:

@@ -173,10 +173,10 @@ def choose_classes(logits: np.ndarray, features: np.ndarray, labels: np.ndarray,
     Raises:
         UserError: fewer than 3 classes.
     """
-    from vision_reference.analysis.confusions import confusion_matrix, most_confused
+    from vision_reference.analysis.confusions import most_confused
 
     distances = geometry.relative_distances(geometry.class_means(features, labels, classes))
-    if pairs := most_confused(confusion_matrix(labels, logits.argmax(axis=1), classes), 1):
+    if pairs := most_confused(labels, logits.argmax(axis=1), 1):
         first, second, _ = pairs[0]
     else:
         mutual = geometry.mean_probabilities(logits, labels, classes)

@@ -68,6 +68,7 @@ class Subject:
         device: where it computes.
         pixels: how it wants its images.
         numbers: (classes of the data,) the network's own number of each class of the data.
+        preset: name of the preset it was trained with; None where its file does not say.
         recorded: the command line it was trained with, as far as its file says.
         digest: of its weights' file, or its name.
         folder: where what is collected of it is kept.
@@ -80,6 +81,7 @@ class Subject:
     device: torch.device
     pixels: Pixels
     numbers: np.ndarray
+    preset: str | None
     recorded: dict
     digest: str
     folder: Path
@@ -146,6 +148,7 @@ def load_subject(
         device=place,
         pixels=pixels,
         numbers=numbers,
+        preset=None if "preset" in described.assumed else described.preset,
         recorded=dict(described.args),
         digest=features.file_digest(path) if is_file else source,
         folder=path.with_name(path.name + ".features") if is_file else cache_file("features", source).parent,
@@ -197,6 +200,17 @@ def spread_out(samples: Iterable[Sample], label: int, count: int) -> list[Sample
     if len(own) <= count:
         return own
     return [own[number] for number in np.linspace(0, len(own) - 1, count).round().astype(int)]
+
+
+def all_names(subject: Subject, images: Images) -> list[str]:
+    """(K,) names of all classes that the network tells apart; those that the data lack, by number."""
+    count = heads.class_count(subject.network)
+    if len(images.classes) < count == _IMAGENET and (synsets := _imagenet_synsets()):
+        return _words(synsets)
+    names = [f"class {number}" for number in range(count)]
+    for name, number in zip(images.names, subject.numbers, strict=True):
+        names[number] = name
+    return names
 
 
 def class_number(text: str, images: Images) -> int:
