@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from functools import cache
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -515,7 +516,11 @@ def _forest_text(axes: Axes, claim: Claim, index: int, narrow: bool) -> None:
     finding = claim.finding
     assert finding is not None
     p = f"p = {wording.p_value(finding.p)}, smallest {wording.p_value(finding.smallest_p)}"
-    place = {"xycoords": axes.get_yaxis_transform(), "annotation_clip": False, "textcoords": "offset points"}
+    place: dict[str, Any] = {
+        "xycoords": axes.get_yaxis_transform(),
+        "annotation_clip": False,
+        "textcoords": "offset points",
+    }
     if narrow:
         text = "\n".join(textwrap.wrap(f"{claim.number}  {claim.statement}", 52)[:3])
         axes.annotate(text, (0, index - 0.46), xytext=(0, 0), va="top", fontsize=10.5, linespacing=1.15, **place)

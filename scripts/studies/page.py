@@ -7,6 +7,7 @@ study's folder. Half a study gets a page too, which says what is missing.
 """
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 import jinja2
@@ -50,7 +51,7 @@ def _write(path: Path, text: str) -> None:
         file.write(text.encode())
 
 
-def _pictures(blocks: list[Block]) -> list[Picture]:
+def _pictures(blocks: Sequence[Block]) -> list[Picture]:
     found = [block for block in blocks if isinstance(block, Picture)]
     return found + [picture for block in blocks if isinstance(block, Fold) for picture in _pictures(block.blocks)]
 

@@ -150,6 +150,18 @@ def analyses(made_up: MadeUp, seeds: int = 5, *, maxsup: bool = False) -> None:
 
 
 @pytest.fixture(scope="session")
+def fill() -> Callable[..., None]:
+    """Puts the grid's results into a ``MadeUp`` study."""
+    return grid
+
+
+@pytest.fixture(scope="session")
+def analyse() -> Callable[..., None]:
+    """Puts analyses into a ``MadeUp`` study."""
+    return analyses
+
+
+@pytest.fixture(scope="session")
 def made_up() -> Callable[..., MadeUp]:
     return MadeUp
 
