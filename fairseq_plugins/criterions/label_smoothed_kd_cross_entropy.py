@@ -76,14 +76,16 @@ class LabelSmoothedKDCrossEntropyCriterion(LabelSmoothedCrossEntropyCriterion):
     def forward(self, model, sample, reduce=True):
         """Returns (loss, sample_size, logging output) as the stock criterion does.
 
-        `sample["soft_labels"]`, where present, is a list of `SoftLabels`, empty if no teacher has any for this batch.
+        `sample["soft_labels"]`, where present, is a list of `SoftLabels` about the target without its first
+        `ignore_prefix_size` columns, empty if no teacher has any for this batch; `sample["untaught"]`, where known, the
+        (U,) other tokens of it that are no padding.
+
         Without `reduce` the loss is (N, 1), one row per target position, as in the stock criterion.
         """
         soft_labels = sample.get("soft_labels")
         if soft_labels is None:
             return super().forward(model, sample, reduce)
 
-        soft_labels = [labels.after_prefix(self.ignore_prefix_size) for labels in soft_labels]
         layer, reason = plain_output_layer(model)
         if not self._said_how:
             self._said_how = True
@@ -121,10 +123,11 @@ class LabelSmoothedKDCrossEntropyCriterion(LabelSmoothedCrossEntropyCriterion):
             label_smoothing=self.eps,
             kd_weight=self.kd_weight,
             temperature=self.kd_temperature,
+            untaught=sample.get("untaught"),
         )
         logged = _logged(blended.nll_loss, blended)
         if self.report_accuracy:
-            logged.update(n_correct=int(blended.n_correct), total=int(target.ne(self.padding_idx).sum()))
+            logged.update(n_correct=blended.n_correct, total=target.ne(self.padding_idx).sum())
         return blended.loss, logged
 
     def _loss_from_logits(self, model, sample, soft_labels, reduce):

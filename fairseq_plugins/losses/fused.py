@@ -1,4 +1,4 @@
-"""Label-smoothed cross entropy and word-level distillation straight from decoder features: no fairseq in here.
+"""Label-smoothed cross entropy and word-level distillation straight from decoder features.
 
 The same loss as `word_level.distil`, whose definition is the one to read, without ever holding the logits of all
 tokens. Tokens are taken in chunks: one projection of a chunk serves label loss, distillation loss and gradient, which
@@ -11,10 +11,15 @@ Three things keep the passes over a chunk few:
   holds for the evenly spread tail of stored top-k outputs;
 - 1 / T is a factor of the matrix product;
 - on a CPU the passes run over a few rows at a time, which stay in the cache.
+
+Nothing in here waits for a GPU: sizes of groups and chunks are known from the shapes of the indices that come in, but
+for `untaught`, which is looked for on the GPU where the caller does not give it.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -64,6 +69,7 @@ def fused_distil(
     label_smoothing: float,
     kd_weight: float,
     temperature: float,
+    untaught: Tensor | None = None,
 ) -> FusedDistillation:
     """Blends w T^2 KL(teacher || student) + (1 - w) label-smoothed loss over a batch; w = kd_weight * strength.
 
@@ -82,54 +88,28 @@ def fused_distil(
         label_smoothing: eps, 0 to 1.
         kd_weight: lambda, 0 to 1.
         temperature: T > 0.
+        untaught: (U,) the tokens, 0 to N - 1, that are no padding and have no soft label, where the caller knows them;
+            to look for them takes a wait for the GPU.
 
     Raises:
         RuntimeError: a second backward pass was asked for.
     """
     length = len(target) // sentences
-    untaught = target.ne(ignore_index)
-    groups = []
-    for labels in soft_labels:
-        rows = labels.sentences * length + labels.positions
-        untaught[rows] = False
-        groups.append(_Group(rows, labels.logits, kd_weight * labels.strength, temperature))
-    groups.append(_Group(untaught.nonzero(as_tuple=True)[0]))
-    # a Function is not told that gradients are off, and autocast does not see into it
+    groups = [
+        _Group(labels.sentences * length + labels.positions, labels.logits, kd_weight * labels.strength, temperature)
+        for labels in soft_labels
+    ]
+    if untaught is None:
+        counted = target.ne(ignore_index)
+        for group in groups:
+            counted[group.rows] = False
+        untaught = counted.nonzero(as_tuple=True)[0]
+    groups.append(_Group(untaught))
+    # autocast does not see into a Function
     device = features.device.type
-    wanted = [torch.is_grad_enabled() and x is not None and x.requires_grad for x in (features, weight, bias)]
     autocast = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
-
-    def run() -> _Run:
-        return _Run(features, weight, bias, target, ignore_index, label_smoothing, groups, wanted, autocast)
-
-    return FusedDistillation(*_FusedDistillation.apply(features, weight, bias, run))
-
-
-class _FusedDistillation(torch.autograd.Function):
-    """From (features, weight, bias, what makes a `_Run` of them) to the fields of `FusedDistillation`."""
-
-    @staticmethod
-    def forward(ctx, features, weight, bias, run):
-        with torch.autocast(features.device.type, enabled=False):
-            batch = run()
-            loss, *logged = batch()
-        ctx.gradients = batch.gradients
-        ctx.dtypes = [None if x is None else x.dtype for x in (features, weight, bias)]
-        ctx.mark_non_differentiable(*logged)
-        return loss, *logged
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx, loss_gradient, *_):
-        if ctx.gradients is None:
-            raise RuntimeError("the fused distillation loss keeps its gradient for one backward pass only")
-        # scaled before it is rounded: a loss scale is there to keep small fp16 gradients from vanishing
-        scaled = [
-            None if gradient is None else gradient.mul_(loss_gradient).to(dtype)
-            for gradient, dtype in zip(ctx.gradients, ctx.dtypes, strict=True)
-        ]
-        ctx.gradients = None
-        return *scaled, None
+    batch = _Batch(target, ignore_index, label_smoothing, groups, autocast, torch.is_grad_enabled())
+    return FusedDistillation(*_FusedDistillation.apply(features, weight, bias, batch))
 
 
 @dataclass(frozen=True)
@@ -147,6 +127,54 @@ class _Group:
     teacher: Tensor | ProjectedLogits | TopKLogits | None = None
     kd_share: float = 0.0
     temperature: float = 1.0
+
+
+@dataclass(frozen=True)
+class _Batch:
+    """What a batch is learned from, beside features and output layer.
+
+    Attributes:
+        target: (N,)
+        groups: every token that is no padding is in one of them.
+        autocast: precision that autocast asks for, or None.
+        learns: whether gradients are wanted at all; a Function is not told.
+    """
+
+    target: Tensor
+    ignore_index: int
+    label_smoothing: float
+    groups: list[_Group]
+    autocast: torch.dtype | None
+    learns: bool
+
+
+class _FusedDistillation(torch.autograd.Function):
+    """From (features, weight, bias, `_Batch`) to the fields of `FusedDistillation`."""
+
+    @staticmethod
+    def forward(ctx, features, weight, bias, batch):
+        inputs = (features, weight, bias)
+        wanted = [batch.learns and x is not None and x.requires_grad for x in inputs]
+        with torch.autocast(features.device.type, enabled=False):
+            sums, ctx.gradients = _work_out(features, weight, bias, batch, wanted)
+        ctx.dtypes = [None if x is None else x.dtype for x in inputs]
+        taught = sum(len(group.rows) for group in batch.groups if group.teacher is not None)
+        logged = sums.nll_loss, sums.kd_loss, torch.full_like(sums.loss, taught), sums.agreed, sums.n_correct
+        ctx.mark_non_differentiable(*logged)
+        return sums.loss, *logged
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, loss_gradient, *_):
+        if ctx.gradients is None:
+            raise RuntimeError("the fused distillation loss keeps its gradient for one backward pass only")
+        # scaled before it is rounded: a loss scale is there to keep small fp16 gradients from vanishing
+        scaled = [
+            None if gradient is None else gradient.mul_(loss_gradient).to(dtype)
+            for gradient, dtype in zip(ctx.gradients, ctx.dtypes, strict=True)
+        ]
+        ctx.gradients = None
+        return *scaled, None
 
 
 def _factor_dtype(weight: Tensor, autocast: torch.dtype | None) -> torch.dtype:
@@ -250,210 +278,285 @@ class _Stored:
         return self.student_logits.gather(1, self.p.argmax(dim=1, keepdim=True)).eq(top)
 
 
-class _Run:
-    """One batch on its way through: buffers, gradients, and sums.
+@dataclass
+class _Sums:
+    """() each: the fields of `FusedDistillation`, as far as they have come."""
+
+    loss: Tensor
+    nll_loss: Tensor
+    kd_loss: Tensor
+    agreed: Tensor
+    n_correct: Tensor
+
+
+@dataclass(frozen=True)
+class _Work:
+    """A batch on its way through: what all its chunks share.
 
     Attributes:
+        features: (N, D)
+        layer: the student's output layer; its buffer takes a chunk's logits, and then their gradient.
+        scratch: (3, tokens of a block, V) for the passes over a block.
         gradients: of features (N, D), weight (V, D) and bias (V,) for a loss gradient of 1; None where not wanted.
+        gradient_weight: (V, D) the weight as a factor of the gradient of features.
+        first_entries: by their number.
     """
 
-    def __init__(
-        self,
-        features: Tensor,
-        weight: Tensor,
-        bias: Tensor | None,
-        target: Tensor,
-        ignore_index: int,
-        label_smoothing: float,
-        groups: list[_Group],
-        wanted: list[bool],
-        autocast: torch.dtype | None,
-    ) -> None:
-        self.features, self.target, self.ignore_index = features.detach(), target, ignore_index
-        self.groups, self.autocast = groups, autocast
-        self.size = len(weight)
-        self.work = torch.float64 if features.dtype == torch.float64 else torch.float32
-        self.eps_i = label_smoothing / (self.size - 1)
-        self.label_weight = 1 - label_smoothing - self.eps_i
+    features: Tensor
+    batch: _Batch
+    layer: _Projection
+    scratch: Tensor
+    sums: _Sums
+    gradients: list[Tensor | None]
+    gradient_weight: Tensor
+    first_entries: dict[int, _FirstEntries]
 
-        if features.device.type == "cpu":
-            chunk, block = CPU_CHUNK_TOKENS, max(1, CPU_BLOCK_ENTRIES // self.size)
-        else:
-            chunk = block = max(1, CUDA_CHUNK_ENTRIES // self.size)
-        self.chunk = max(1, min(chunk, max(len(group.rows) for group in groups)))
-        self.block = min(block, self.chunk)
-        self.project = _Projection(weight, bias, autocast, self._buffer(self.chunk, self.size))
-        # teachers take turns in one buffer
-        known = [_known_entries(group.teacher) for group in groups if not isinstance(group.teacher, TopKLogits)]
-        self.teacher_logits = self._buffer(self.chunk, max(known, default=0))
-        self.scratch = self._buffer(3, self.block, self.size)
+    @property
+    def learns(self) -> bool:
+        return any(gradient is not None for gradient in self.gradients)
 
-        self.gradients = [
-            x.new_zeros(x.shape, dtype=self.work) if wants else None
-            for x, wants in zip((features, weight, bias), wanted, strict=True)
-        ]
-        self.tracked = any(wanted)
-        # fp16 cannot hold the many small probabilities that a gradient is made of before a loss scale is applied
-        factor = self.project.weight
-        self.gradient_weight = factor.float() if factor.dtype == torch.float16 else factor
-        self.first_entries: dict[int, _FirstEntries] = {}
-        self.loss, self.nll_loss, self.kd_loss, self.agreed, self.n_correct = (
-            features.new_zeros((), dtype=self.work) for _ in range(5)
-        )
-
-    def _buffer(self, *shape: int) -> Tensor:
-        return self.features.new_empty(shape, dtype=self.work)
-
-    def _first(self, size: int) -> _FirstEntries:
+    def first(self, size: int) -> _FirstEntries:
+        """What the first `size` entries of the vocabulary share."""
         if size not in self.first_entries:
-            self.first_entries[size] = _FirstEntries(self.project, size)
+            self.first_entries[size] = _FirstEntries(self.layer, size)
         return self.first_entries[size]
 
-    def __call__(self) -> tuple[Tensor, ...]:
-        """Goes through all tokens once; returns the fields of `FusedDistillation` in their order."""
-        taught = 0
-        for group in self.groups:
-            taught += len(group.rows) if group.teacher is not None else 0
-            projection = None
-            if isinstance(group.teacher, ProjectedLogits):
-                weight, bias = group.teacher.weight, group.teacher.bias
-                projection = _Projection(weight, bias, self.autocast, self.teacher_logits[:, : len(weight)])
-            for begin in range(0, len(group.rows), self.chunk):
-                self._chunk(group, projection, slice(begin, begin + self.chunk))
-        _, weight_gradient, bias_gradient = self.gradients
-        for first in self.first_entries.values():
-            if weight_gradient is not None:
-                weight_gradient[: first.size] -= first.taken_features
-            if bias_gradient is not None:
-                bias_gradient[: first.size] -= first.taken
-        return self.loss, self.nll_loss, self.kd_loss, self.loss.new_tensor(taught), self.agreed, self.n_correct
 
-    def _chunk(self, group: _Group, projection: _Projection | None, tokens: slice) -> None:
-        """Adds what some tokens of a group give to sums and gradients."""
-        rows, temperature, kd_share = group.rows[tokens], group.temperature, group.kd_share
-        logits = self.project(self.features[rows], temperature)
-        features = self.features[rows].to(self.work)
-        target = self.target[rows].unsqueeze(1)
-        counted = target.ne(self.ignore_index)
-        label_share = counted.to(self.work) * (1 - kd_share)
-        at_label = logits.gather(1, target)
+def _work_out(
+    features: Tensor, weight: Tensor, bias: Tensor | None, batch: _Batch, wanted: list[bool]
+) -> tuple[_Sums, list[Tensor | None]]:
+    """Goes through all tokens once.
 
-        teacher, stored, mass = None, None, torch.ones_like(label_share)
-        if isinstance(group.teacher, TopKLogits):
-            stored = _Stored(group.teacher[tokens], logits, temperature)
-            mass = stored.mass
-        elif isinstance(group.teacher, ProjectedLogits):
-            teacher = projection(group.teacher.features[tokens], temperature)
-        elif group.teacher is not None:
-            teacher = self.teacher_logits[: len(rows), : group.teacher.size(1)]
-            teacher.copy_(group.teacher[tokens]).div_(temperature)
+    Args:
+        wanted: whether features, weight and bias get a gradient.
 
-        sums = []
-        for begin in range(0, len(rows), self.block):
-            block = slice(begin, begin + self.block)
-            taught = None if teacher is None else teacher[block]
-            sums.append(self._block(logits[block], taught, label_share[block], kd_share * mass[block], temperature))
-        top, total, hard_total, divergence, agreed = (torch.cat(parts) for parts in zip(*sums, strict=True))
+    Returns:
+        The sums, and the gradients of the three, None where not wanted.
+    """
+    size = len(weight)
+    work_dtype = torch.float64 if features.dtype == torch.float64 else torch.float32
+    most = max(len(group.rows) for group in batch.groups)
+    chunk, block = _pieces(features.device.type, size, most)
 
-        entries = self._first(self.size)
-        lse = temperature * top + hard_total.log()
-        nll = lse - temperature * at_label
-        lprob_sum = entries.logit_sum(features) - self.size * lse
-        self.nll_loss += (counted * nll).sum()
-        self.loss += (label_share * (self.label_weight * nll - self.eps_i * lprob_sum)).sum()
-        self.n_correct += (counted & at_label.eq(top)).sum()
-        # amounts (R, 1) that the gradients of a token's first entries have in common
-        taken = [(entries, label_share * self.eps_i)]
+    def buffer(*shape: int) -> Tensor:
+        return features.new_empty(shape, dtype=work_dtype)
+
+    layer = _Projection(weight, bias, batch.autocast, buffer(chunk, size))
+    gradients = [
+        x.new_zeros(x.shape, dtype=work_dtype) if x is not None and wants else None
+        for x, wants in zip((features, weight, bias), wanted, strict=True)
+    ]
+    work = _Work(
+        features=features.detach(),
+        batch=batch,
+        layer=layer,
+        scratch=buffer(3, block, size),
+        sums=_Sums(*(features.new_zeros((), dtype=work_dtype) for _ in range(5))),
+        gradients=gradients,
+        # fp16 cannot hold the many small probabilities that a gradient is made of before a loss scale is applied
+        gradient_weight=layer.weight.float() if layer.weight.dtype == torch.float16 else layer.weight,
+        first_entries={},
+    )
+    # teachers take turns in one buffer
+    known = [_known_entries(group.teacher) for group in batch.groups if not isinstance(group.teacher, TopKLogits)]
+    teacher_logits = buffer(chunk, max(known, default=0))
+    for group in batch.groups:
+        projection = None
+        if isinstance(group.teacher, ProjectedLogits):
+            width = group.teacher.vocabulary_size
+            projection = _Projection(
+                group.teacher.weight, group.teacher.bias, batch.autocast, teacher_logits[:, :width]
+            )
+        for begin in range(0, len(group.rows), chunk):
+            tokens = slice(begin, begin + chunk)
+            _add_chunk(work, group, tokens, _teacher_logits(group, tokens, projection, teacher_logits))
+    _, weight_gradient, bias_gradient = gradients
+    for first in work.first_entries.values():
+        if weight_gradient is not None:
+            weight_gradient[: first.size] -= first.taken_features
+        if bias_gradient is not None:
+            bias_gradient[: first.size] -= first.taken
+    return work.sums, gradients
+
+
+def _pieces(device: str, size: int, most: int) -> tuple[int, int]:
+    """Tokens of a chunk and of a block, for a vocabulary of `size` and groups of at most `most` tokens."""
+    if device == "cpu":
+        chunk, block = CPU_CHUNK_TOKENS, max(1, CPU_BLOCK_ENTRIES // size)
+    else:
+        chunk = block = max(1, CUDA_CHUNK_ENTRIES // size)
+    chunk = max(1, min(chunk, most))
+    return chunk, min(block, chunk)
+
+
+def _teacher_logits(group: _Group, tokens: slice, projection: _Projection | None, buffer: Tensor) -> Tensor | None:
+    """(R, V_teacher) logits over T of some tokens of a group, in the buffer; None without them."""
+    if isinstance(group.teacher, ProjectedLogits):
+        assert projection is not None
+        return projection(group.teacher.features[tokens], group.temperature)
+    if isinstance(group.teacher, Tensor):
+        logits = group.teacher[tokens]
+        return buffer[: len(logits), : logits.size(1)].copy_(logits).div_(group.temperature)
+    return None
+
+
+def _add_chunk(work: _Work, group: _Group, tokens: slice, teacher: Tensor | None) -> None:
+    """Adds what some tokens of a group give to sums and gradients.
+
+    Args:
+        teacher: (R, V_teacher) its logits over T, overwritten; None where it is stored, or there is none.
+    """
+    batch, sums = work.batch, work.sums
+    rows, temperature, kd_share = group.rows[tokens], group.temperature, group.kd_share
+    features = work.features[rows]
+    logits = work.layer(features, temperature)
+    features = features.to(logits.dtype)
+    target = batch.target[rows].unsqueeze(1)
+    counted = target.ne(batch.ignore_index)
+    label_share = counted.to(logits.dtype) * (1 - kd_share)
+    at_label = logits.gather(1, target)
+    stored, mass = None, torch.ones_like(label_share)
+    if isinstance(group.teacher, TopKLogits):
+        stored = _Stored(group.teacher[tokens], logits, temperature)
+        mass = stored.mass
+
+    block_size = work.scratch.size(1)
+    parts = []
+    for begin in range(0, len(rows), block_size):
+        block = slice(begin, begin + block_size)
+        taught = None if teacher is None else teacher[block]
+        shares = label_share[block], kd_share * mass[block]
+        parts.append(_pass(logits[block], taught, shares, temperature, work.scratch, work.learns))
+    top, total, hard_total, divergence, agreed = (torch.cat(part) for part in zip(*parts, strict=True))
+
+    eps_i = batch.label_smoothing / (logits.size(1) - 1)
+    label_weight = 1 - batch.label_smoothing - eps_i
+    entries = work.first(logits.size(1))
+    lse = temperature * top + hard_total.log()
+    nll = lse - temperature * at_label
+    lprob_sum = entries.logit_sum(features) - entries.size * lse
+    sums.nll_loss += (counted * nll).sum()
+    sums.loss += (label_share * (label_weight * nll - eps_i * lprob_sum)).sum()
+    sums.n_correct += (counted & at_label.eq(top)).sum()
+    # amounts (R, 1) that the gradients of a token's first entries have in common
+    taken = [(entries, label_share * eps_i)]
+    if stored is not None:
+        known = work.first(stored.size)
+        divergence = stored.divergence(known.logit_sum(features) / temperature, top + total.log())
+        agreed = stored.agrees(top)
+        taken.append((known, stored.tail * (kd_share * temperature)))
+    elif teacher is not None:
+        divergence = divergence + total.log()
+    kd_loss = temperature**2 * divergence.sum()
+    sums.kd_loss += kd_loss
+    sums.loss += kd_share * kd_loss
+    sums.agreed += agreed.sum()
+
+    if work.learns:
+        logits.scatter_add_(1, target, label_share * -label_weight)
         if stored is not None:
-            known = self._first(stored.size)
-            divergence = stored.divergence(known.logit_sum(features) / temperature, top + total.log())
-            agreed = stored.agrees(top)
-            taken.append((known, stored.tail * (kd_share * temperature)))
-        elif teacher is not None:
-            divergence = divergence + total.log()
-        kd_loss = temperature**2 * divergence.sum()
-        self.kd_loss += kd_loss
-        self.loss += kd_share * kd_loss
-        self.agreed += agreed.sum()
+            logits.scatter_add_(1, stored.indices, (stored.p - stored.tail) * (-kd_share * temperature))
+        _multiply_out(work, rows, features, logits, taken)
 
-        if self.tracked:
-            logits.scatter_add_(1, target, label_share * -self.label_weight)
-            if stored is not None:
-                logits.scatter_add_(1, stored.indices, (stored.p - stored.tail) * (-kd_share * temperature))
-            self._multiply_out(rows, features, logits, taken)
 
-    def _block(
-        self, logits: Tensor, teacher: Tensor | None, label_share: Tensor, kd_share: Tensor, temperature: float
-    ) -> tuple[Tensor, ...]:
-        """All passes over the logits of R tokens.
+def _pass(
+    logits: Tensor,
+    teacher: Tensor | None,
+    shares: tuple[Tensor, Tensor],
+    temperature: float,
+    scratch: Tensor,
+    learns: bool,
+) -> tuple[Tensor, ...]:
+    """All passes over the logits of R tokens.
 
-        Turns the student's logits into (1 - w) softmax(logits) + w T (softmax(logits / T) - p), which is their gradient
-        but for what single entries of a token get, or all of them alike.
+    Turns the student's logits into (1 - w) softmax(logits) + w T (softmax(logits / T) - p), which is their gradient
+    but for what single entries of a token get, or all of them alike.
 
-        Args:
-            logits: (R, V) the student's over T, overwritten.
-            teacher: (R, V_teacher) logits over T, overwritten; or None, then p is left out.
-            label_share: (R, 1) of the label loss, 1 - w.
-            kd_share: (R, 1) of the distillation loss, w.
-            temperature: T
+    Args:
+        logits: (R, V) the student's over T, overwritten.
+        teacher: (R, V_teacher) logits over T, overwritten; or None, then p is left out.
+        shares: (R, 1) each, of the label loss, 1 - w, and of the distillation loss, w.
+        temperature: T
+        scratch: (3, at least R, V) overwritten.
+        learns: without it the logits are left as anything.
 
-        Returns:
-            (R, 1) each: largest logit over T; sum of exp(logit / T - largest); the same for T = 1; KL(p || q) less the
-            log of the first sum, or 0; whether student and teacher share the most probable entry.
-        """
-        top = logits.amax(dim=1, keepdim=True)
-        logits.sub_(top)
-        soft = torch.exp(logits, out=self.scratch[0, : len(logits)])
-        total = hard_total = soft.sum(dim=1, keepdim=True)
-        hard = soft
-        if temperature != 1:
-            hard = self.scratch[1, : len(logits)]
-            if temperature in (2, 3):  # a product or two are cheaper than one more exponential
-                torch.pow(soft, temperature, out=hard)
-            else:
-                torch.mul(logits, temperature, out=hard).exp_()
-            hard_total = hard.sum(dim=1, keepdim=True)
-
-        if teacher is None:
-            divergence = agreed = torch.zeros_like(total)
+    Returns:
+        (R, 1) each: largest logit over T; sum of exp(logit / T - largest); the same for T = 1; KL(p || q) less the
+        log of the first sum, or 0; whether student and teacher share the most probable entry.
+    """
+    label_share, kd_share = shares
+    top = logits.amax(dim=1, keepdim=True)
+    logits.sub_(top)
+    soft = torch.exp(logits, out=scratch[0, : len(logits)])
+    total = hard_total = soft.sum(dim=1, keepdim=True)
+    hard = soft
+    if temperature != 1:
+        hard = scratch[1, : len(logits)]
+        if temperature in (2, 3):  # a product or two are cheaper than one more exponential
+            torch.pow(soft, temperature, out=hard)
         else:
-            known = logits[:, : teacher.size(1)]
-            teacher_top, best = _first_place(teacher)
-            agreed = known.gather(1, best).eq(0)
-            p = torch.exp(teacher.sub_(teacher_top), out=self.scratch[2, : len(teacher), : teacher.size(1)])
-            p_total = p.sum(dim=1, keepdim=True)
-            divergence = teacher.sub_(known).mul_(p).sum(dim=1, keepdim=True).div_(p_total).sub_(p_total.log())
+            torch.mul(logits, temperature, out=hard).exp_()
+        hard_total = hard.sum(dim=1, keepdim=True)
 
-        if self.tracked:
-            hard_scale, soft_scale = label_share / hard_total, temperature * kd_share / total
-            if hard is soft:
-                torch.mul(soft, hard_scale + soft_scale, out=logits)
-            else:
-                torch.mul(hard, hard_scale, out=logits).addcmul_(soft, soft_scale)
-            if teacher is not None:
-                known.addcmul_(p, kd_share / p_total, value=-temperature)
-        return top, total, hard_total, divergence, agreed
+    if teacher is None:
+        divergence = agreed = torch.zeros_like(total)
+    else:
+        known = logits[:, : teacher.size(1)]
+        teacher_top, best = _first_place(teacher)
+        agreed = known.gather(1, best).eq(0)
+        p = torch.exp(teacher.sub_(teacher_top), out=scratch[2, : len(teacher), : teacher.size(1)])
+        p_total = p.sum(dim=1, keepdim=True)
+        divergence = teacher.sub_(known).mul_(p).sum(dim=1, keepdim=True).div_(p_total).sub_(p_total.log())
 
-    def _multiply_out(
-        self, rows: Tensor, features: Tensor, gradient: Tensor, taken: list[tuple[_FirstEntries, Tensor]]
-    ) -> None:
-        """Adds what R tokens with `features` (R, D) and the gradient (R, V) of their logits give."""
-        feature_gradient, weight_gradient, bias_gradient = self.gradients
-        factor = gradient.to(self.gradient_weight.dtype)
+    if learns:
+        hard_scale, soft_scale = label_share / hard_total, temperature * kd_share / total
+        if hard is soft:
+            torch.mul(soft, hard_scale + soft_scale, out=logits)
+        else:
+            torch.mul(hard, hard_scale, out=logits).addcmul_(soft, soft_scale)
+        if teacher is not None:
+            known.addcmul_(p, kd_share / p_total, value=-temperature)
+    return top, total, hard_total, divergence, agreed
+
+
+def _multiply_out(
+    work: _Work, rows: Tensor, features: Tensor, gradient: Tensor, taken: list[tuple[_FirstEntries, Tensor]]
+) -> None:
+    """Adds what R tokens with `features` (R, D) and the gradient (R, V) of their logits give."""
+    feature_gradient, weight_gradient, bias_gradient = work.gradients
+    factor = gradient.to(work.gradient_weight.dtype)
+    # a GPU's fp16 factors became float32 for the exponents' sake alone, of which TF32 keeps all: products of its fast
+    # kind have fp16's digits and float32's range
+    with _tf32(allowed=work.layer.weight.dtype == torch.float16):
         if feature_gradient is not None:
-            product = torch.mm(factor, self.gradient_weight).to(self.work)
+            product = torch.mm(factor, work.gradient_weight).to(gradient.dtype)
             for first, amount in taken:
                 product.addr_(amount.squeeze(1), first.weight_sum, alpha=-1)
             feature_gradient[rows] = product
-        if weight_gradient is not None and factor.dtype == self.work:
+        if weight_gradient is not None and factor.dtype == gradient.dtype:
             weight_gradient.addmm_(factor.t(), features)
         elif weight_gradient is not None:
             weight_gradient += torch.mm(factor.t(), features.to(factor.dtype))
-        if bias_gradient is not None:
-            bias_gradient += gradient.sum(dim=0)
-        for first, amount in taken:
-            first.taken_features.addmv_(features.t(), amount.squeeze(1))
-            first.taken += amount.sum()
+    if bias_gradient is not None:
+        bias_gradient += gradient.sum(dim=0)
+    for first, amount in taken:
+        first.taken_features.addmv_(features.t(), amount.squeeze(1))
+        first.taken += amount.sum()
+
+
+@contextmanager
+def _tf32(allowed: bool) -> Iterator[None]:
+    """Where allowed, matrix products of float32 on a GPU round their factors to TF32 (8 bits of exponent, 10 of
+    mantissa) while this is open, which its tensor cores multiply several times as fast; else as the user has set it."""
+    if not allowed:
+        yield
+        return
+    before = torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = True
+    try:
+        yield
+    finally:
+        torch.backends.cuda.matmul.allow_tf32 = before
 
 
 def _first_place(logits: Tensor) -> tuple[Tensor, Tensor]:

@@ -6,11 +6,26 @@ output layer makes them of, chunk by chunk), and `TopKLogits` (what a store keep
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from typing import Literal
+from collections.abc import Callable
+from dataclasses import dataclass, fields, is_dataclass, replace
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor
+
+Part = TypeVar("Part")
+
+
+def with_tensors(part: Part, change: Callable[[Tensor], Tensor]) -> Part:
+    """A dataclass again, with `change` made to every tensor in it and in the dataclasses that it holds."""
+    changed: dict[str, Any] = {}
+    for field in fields(part):  # type: ignore[arg-type]
+        value = getattr(part, field.name)
+        if isinstance(value, Tensor):
+            changed[field.name] = change(value)
+        elif is_dataclass(value):
+            changed[field.name] = with_tensors(value, change)
+    return replace(part, **changed)  # type: ignore[type-var]
 
 
 def at_least_float32(x: Tensor) -> Tensor:
@@ -104,6 +119,10 @@ class SoftLabels:
     positions: Tensor
     logits: Tensor | ProjectedLogits | TopKLogits
     strength: float = 1.0
+
+    def moved(self, move: Callable[[Tensor], Tensor]) -> SoftLabels:
+        """The same with every tensor moved, for instance to another device."""
+        return with_tensors(self, move)
 
     def after_prefix(self, size: int) -> SoftLabels:
         """The same for targets whose first `size` columns are left out of the loss."""

@@ -1,18 +1,21 @@
-"""What both tasks share: when teachers are loaded, where they run, and how their word reaches the criterion."""
+"""What both tasks share: when teachers are loaded, where they run, and how their soft labels reach the criterion."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 from fairseq import utils
 from fairseq.optim.amp_optimizer import AMPOptimizer
+from torch import Tensor
 
 from ..errors import UserError
 from ..losses.soft_labels import SoftLabels
-from ..multilingual.language_tokens import batch_of  # noqa: F401  until scripts/nmt/lib/store_outputs.py is moved
-from ..teachers.expert import Teacher, Vocabulary
+from ..multilingual.language_tokens import Layout
+from ..teachers.expert import Question, Teacher, Vocabulary
+from ..teachers.lookup import Lookup, Share, Teaching
 from ..teachers.stored import StoredTeacher
 
 
@@ -23,13 +26,17 @@ class DistillationTask:
         teachers: for each language pair that has one; empty until training starts, and without `--teacher(s)`.
         stored_teachers: for each language pair whose teacher's outputs were stored, `--teacher-outputs`; likewise.
         kd_weight: the criterion's.
+        layout: of the student's batches.
     """
+
+    layout: Layout
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
         self.teachers: dict[str, Teacher] = {}
         self.stored_teachers: dict[str, StoredTeacher] = {}
         self.kd_weight: float | None = None
+        self._left_out = 0
         self._trains = False
 
     def load_teachers(self) -> dict[str, Teacher]:
@@ -44,9 +51,17 @@ class DistillationTask:
         """The student's dictionaries for a pair."""
         raise NotImplementedError
 
-    def soft_labels(self, sample) -> list[SoftLabels]:
-        """What the teachers say about a training batch."""
+    def shares(self, sample: dict[str, Any]) -> list[Share]:
+        """The language pairs of a training batch on the CPU, and the sentences of each."""
         raise NotImplementedError
+
+    def training_data(self) -> Any:
+        """The data set that teachers teach, once it is loaded; else None."""
+        raise NotImplementedError
+
+    def strength(self, pair: str) -> float:
+        """Share of the distillation weight in force for a pair, 0 to 1."""
+        return 1.0
 
     def build_model(self, cfg, from_checkpoint=False):
         # a student loaded for translation or evaluation needs no teacher: their files may be deleted by then
@@ -56,6 +71,7 @@ class DistillationTask:
     def build_criterion(self, cfg):
         criterion = super().build_criterion(cfg)
         self.kd_weight = getattr(criterion, "kd_weight", None)
+        self._left_out = getattr(criterion, "ignore_prefix_size", 0)
         # not in `build_model`: fairseq would wrap the teachers' layers under --ddp-backend fully_sharded
         if self._trains:
             self.teachers = self.load_teachers()
@@ -77,14 +93,58 @@ class DistillationTask:
         for teacher in self.teachers.values():
             teacher.to(weight.device, weight.dtype)
 
+    def lookup(self, collate: Callable[[list[Any]], dict[str, Any]]) -> Lookup:
+        """A collate function that also looks up what the batch's teachers are asked, or have stored."""
+        return Lookup(collate, self.shares, self.teachers, self.stored_teachers, self.layout, self._left_out)
+
+    def get_batch_iterator(self, dataset, *args, **kwargs):
+        iterator = super().get_batch_iterator(dataset, *args, **kwargs)
+        taught = (self.teachers or self.stored_teachers) and dataset is self.training_data()
+        if taught and not isinstance(iterator.collate_fn, Lookup):  # fairseq may hand out one for all epochs
+            iterator.collate_fn = self.lookup(iterator.collate_fn)
+        return iterator
+
+    def soft_labels(self, sample) -> list[SoftLabels]:
+        """What the teachers say about a training batch, without the target columns that the loss leaves out."""
+        return self._answers(self._teaching(sample))[0]
+
+    def _teaching(self, sample) -> Teaching:
+        """What a worker has looked up for the batch, or else is looked up now, where the batch is."""
+        if "teaching" not in sample:
+            here = utils.move_to_cpu({name: sample[name] for name in ("id", "target", "net_input")})
+            sample = {**sample, "teaching": self.lookup(lambda sentences: {}).look_up(here)}
+        teaching: Teaching = sample["teaching"]
+        if teaching.refusal is not None:
+            raise UserError(teaching.refusal)
+        device = sample["target"].device
+        return teaching.moved(lambda tensor: tensor.to(device, non_blocking=True))
+
+    def _answers(self, teaching: Teaching) -> tuple[list[SoftLabels], list[Question]]:
+        """The soft labels, and the questions that are not asked because a pair's teacher has no say any more."""
+        labels, skipped = list(teaching.stored), []
+        for pair, question in teaching.questions:
+            strength = self.strength(pair)
+            if strength > 0:
+                labels.append(self.teachers[pair].answer(question, strength))
+            else:
+                skipped.append(question)
+        return labels, skipped
+
+    def _untaught(self, teaching: Teaching, skipped: list[Question], sample) -> Tensor:
+        """(U,) tokens of the batch that are no padding and have no soft label."""
+        length = sample["target"].size(1) - self._left_out
+        return torch.cat([teaching.untaught, *(each.sentences * length + each.positions for each in skipped)])
+
     def train_step(self, sample, model, criterion, optimizer, update_num, ignore_grad=False):
         if self.teachers or self.stored_teachers:
             # a worker that has run out of data repeats a batch and ignores the outcome
-            labels = []
+            taught: dict[str, Any] = {"soft_labels": []}
             if not ignore_grad:
                 with torch.autocast("cuda", enabled=isinstance(optimizer, AMPOptimizer)):
-                    labels = self.soft_labels(sample)
-            sample = {**sample, "soft_labels": labels}
+                    teaching = self._teaching(sample)
+                    taught["soft_labels"], skipped = self._answers(teaching)
+                    taught["untaught"] = self._untaught(teaching, skipped, sample)
+            sample = {**sample, **taught}
         return super().train_step(sample, model, criterion, optimizer, update_num, ignore_grad)
 
 

@@ -5,7 +5,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Optional  # omegaconf 2.0 cannot read `str | None`
 
-import torch
 from fairseq import metrics, utils
 from fairseq.dataclass import ChoiceEnum
 from fairseq.dataclass.utils import gen_parser_from_dataclass
@@ -22,6 +21,7 @@ from ..multilingual.selective import STRATEGIES, Selection
 from ..multilingual.stock_options import MultilingualTranslationOptions, as_namespace
 from ..multilingual.validation import Translator, Validation
 from ..teachers.expert import Vocabulary, load_teacher
+from ..teachers.lookup import Share
 from ..teachers.stored import KD_TAIL_HELP, TAILS, TEACHER_OUTPUTS_HELP
 from ._distillation import DistillationTask, refuse_altered_data
 
@@ -176,21 +176,18 @@ class MultilingualTranslationKDTask(DistillationTask, TranslationMultiSimpleEpoc
             for pair, stored in self.stored_teachers.items():
                 stored.check_data(folder, split, self.data_manager.sentences_of_pair[pair])
 
-    def soft_labels(self, sample):
-        batch = batch_of(sample)
-        indices = self.data_manager.indices(sample["id"]) if self.stored_teachers else None
-        labels = []
-        for route, rows in self.data_manager.sentences_by_route(sample["id"]).items():
-            sentences = torch.tensor(rows, device=batch.target.device)
-            strength = self.selection.strength(route.pair)
-            if route.pair in self.stored_teachers:
-                stored = self.stored_teachers[route.pair]
-                labels.append(stored.soft_labels(batch, sentences, indices[rows], self.layout, route.tokens))
-            elif route.pair in self.teachers and strength > 0:
-                labels.append(
-                    self.teachers[route.pair].soft_labels(batch, sentences, self.layout, route.tokens, strength)
-                )
-        return labels
+    def shares(self, sample):
+        indices = self.data_manager.indices(sample["id"])
+        return [
+            Share(route.pair, route.tokens, rows, indices[rows])
+            for route, rows in self.data_manager.sentences_by_route(sample["id"]).items()
+        ]
+
+    def training_data(self):
+        return self.datasets.get(self.args.train_subset)
+
+    def strength(self, pair):
+        return self.selection.strength(pair)
 
     def begin_valid_epoch(self, epoch, model):
         super().begin_valid_epoch(epoch, model)

@@ -4,15 +4,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Optional  # omegaconf 2.0 cannot read `str | None`
 
-import torch
 from fairseq import utils
 from fairseq.dataclass import ChoiceEnum
 from fairseq.tasks import register_task
 from fairseq.tasks.translation import TranslationConfig, TranslationTask
 
 from ..errors import UserError
-from ..multilingual.language_tokens import LanguageTokens, batch_of, layout_of
+from ..multilingual.language_tokens import LanguageTokens, layout_of
 from ..teachers.expert import Vocabulary, load_teacher
+from ..teachers.lookup import Share
 from ..teachers.stored import KD_TAIL_HELP, TAILS, TEACHER_OUTPUTS_HELP
 from ._distillation import DistillationTask, refuse_altered_data
 
@@ -82,10 +82,12 @@ class TranslationKDTask(DistillationTask, TranslationTask):
             for stored in self.stored_teachers.values():
                 stored.check_data(self._folder(), split, len(self.datasets[split]))
 
-    def soft_labels(self, sample):
-        batch, layout = batch_of(sample), layout_of(self.target_dictionary, self.cfg)
-        everyone = torch.arange(len(batch.target), device=batch.target.device)
-        if self.stored_teachers:
-            indices = sample["id"].cpu().numpy()
-            return [self.stored_teachers[self.pair].soft_labels(batch, everyone, indices, layout, LanguageTokens())]
-        return [self.teachers[self.pair].soft_labels(batch, everyone, layout, LanguageTokens())]
+    @property
+    def layout(self):
+        return layout_of(self.target_dictionary, self.cfg)
+
+    def shares(self, sample):
+        return [Share(self.pair, LanguageTokens(), list(range(len(sample["id"]))), sample["id"].numpy())]
+
+    def training_data(self):
+        return self.datasets.get(self.cfg.train_subset)

@@ -7,7 +7,7 @@ import logging
 import math
 from argparse import Namespace
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +48,35 @@ class Vocabulary:
     target_path: str
 
 
+@dataclass(frozen=True)
+class Question:
+    """What a teacher is asked about a batch: its sentences as the teacher reads them, and which words of them.
+
+    Attributes:
+        source: (B', S) of the teacher's sentences.
+        lengths: (B',) of their sources.
+        decoder_input: (B', T)
+        places: (R,) the words asked about, among the B' * T positions that the decoder reads.
+        sentences: (R,) row of each of these words in the student's batch, ascending.
+        positions: (R,) column of each in the student's target, ascending within a sentence.
+    """
+
+    source: Tensor
+    lengths: Tensor
+    decoder_input: Tensor
+    places: Tensor
+    sentences: Tensor
+    positions: Tensor
+
+    def after_prefix(self, size: int) -> Question:
+        """The same for targets whose first `size` columns are left out of the loss."""
+        if size == 0:
+            return self
+        kept = (self.positions >= size).nonzero(as_tuple=True)[0]
+        words = {"places": self.places[kept], "sentences": self.sentences[kept]}
+        return replace(self, **words, positions=self.positions[kept] - size)
+
+
 class Teacher:
     """One expert, or an ensemble of them, for one language pair.
 
@@ -76,18 +105,16 @@ class Teacher:
     def to(self, device: torch.device, dtype: torch.dtype) -> None:
         self.members.to(device=device, dtype=dtype)
 
-    def soft_labels(
-        self, batch: Batch, sentences: Tensor, layout: Layout, student_tokens: LanguageTokens, strength: float = 1.0
-    ) -> SoftLabels:
-        """The teacher's predictions for every word of its sentences.
+    def question(self, batch: Batch, sentences: Tensor, layout: Layout, student_tokens: LanguageTokens) -> Question:
+        """What to ask about every word of some sentences; a loader's worker prepares it, without the model.
 
-        Sentences longer than the teacher can read get none, and so are trained on labels alone.
+        Sentences longer than the teacher can read are left out, and so are trained on labels alone.
 
         Args:
             batch: all B sentences as the student sees them.
             sentences: ascending rows of those that this teacher teaches.
+            layout: of the student's batches.
             student_tokens: language tokens that the student's sentences of this pair have.
-            strength: passed on.
         """
         if batch.source.size(1) >= self.max_source or batch.target.size(1) >= self.max_target:
             # one position is kept free for a language token of the teacher's own
@@ -96,23 +123,41 @@ class Teacher:
             sentences = sentences[fits[sentences]]
         own, words, shift = realign(batch.pick(sentences), layout, student_tokens, self.language_tokens)
         rows, columns = words.nonzero(as_tuple=True)
-        return SoftLabels(sentences[rows], columns + shift, self._logits(own, layout, rows, columns), strength)
+        return Question(
+            source=own.source,
+            lengths=own.source.ne(layout.pad).sum(dim=1),
+            decoder_input=own.decoder_input,
+            places=rows * words.size(1) + columns,
+            sentences=sentences[rows],
+            positions=columns + shift,
+        )
+
+    def answer(self, question: Question, strength: float = 1.0) -> SoftLabels:
+        """The teacher's predictions, where its model is; `strength` is passed on."""
+        return SoftLabels(question.sentences, question.positions, self._logits(question), strength)
+
+    def soft_labels(
+        self, batch: Batch, sentences: Tensor, layout: Layout, student_tokens: LanguageTokens, strength: float = 1.0
+    ) -> SoftLabels:
+        """`question` and `answer` in one."""
+        return self.answer(self.question(batch, sentences, layout, student_tokens), strength)
 
     @torch.inference_mode()
-    def _logits(self, batch: Batch, layout: Layout, rows: Tensor, columns: Tensor) -> Tensor | ProjectedLogits:
+    def _logits(self, question: Question) -> Tensor | ProjectedLogits:
         """(R, shared entries): logits of one model, or log of the averaged probabilities of several.
 
         The logits of one model with a plain output layer are left to be projected, chunk by chunk, by the loss.
         """
         inputs = {
-            "src_tokens": batch.source,
-            "src_lengths": batch.source.ne(layout.pad).sum(dim=1),
-            "prev_output_tokens": batch.decoder_input,
+            "src_tokens": question.source,
+            "src_lengths": question.lengths,
+            "prev_output_tokens": question.decoder_input,
         }
 
         def of_words(output: Tensor) -> Tensor:
-            """(R, ...) of (B, length, ...)"""
-            return output[rows, columns] if len(rows) < batch.target.numel() else output.flatten(0, 1)
+            """(R, ...) of (B', T, ...)"""
+            flat = output.flatten(0, 1)
+            return flat[question.places] if len(question.places) < len(flat) else flat
 
         # entries that the student lacks are language tokens of the teacher's: never a word's prediction
         shared = slice(self.shared_entries)

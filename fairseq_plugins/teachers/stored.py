@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..errors import UserError
-from ..losses.word_level import SoftLabels, TopKLogits
+from ..losses.soft_labels import SoftLabels, TopKLogits
 from ..multilingual.language_tokens import Batch, LanguageTokens, Layout, realign
 from .expert import Vocabulary
 from .store import StoredOutputs, hash_data, sha256_of_file

@@ -18,8 +18,8 @@ from pathlib import Path
 if not __package__:  # run as a file: the root of the clone takes the place of its own folder
     sys.path[0] = str(Path(__file__).resolve().parents[2])
 
-from scripts.nmt.lib.generate import import_fairseq
 from scripts.nmt.lib.lang_pair import parse_pairs
+from scripts.nmt.lib.recorded_model import import_fairseq
 from scripts.nmt.lib.user_error import UserError, run_cli
 
 

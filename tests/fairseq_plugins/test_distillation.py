@@ -1,6 +1,7 @@
 """A student's loss in real batches, against each expert asked on its own by stock fairseq."""
 
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -181,12 +182,11 @@ def test_one_to_many_many_to_one_and_many_to_many_find_the_expert_of_each_direct
     asked = {}
     for pair, teacher in task.teachers.items():
 
-        def remember(batch, *rest, pair=pair, ask=teacher.soft_labels):
-            labels = ask(batch, *rest)
-            asked[pair] = batch.target[labels.sentences, labels.positions].tolist()
-            return labels
+        def remember(question, strength, pair=pair, answer=teacher.answer):
+            asked[pair] = sample["target"][question.sentences, question.positions].tolist()
+            return answer(question, strength)
 
-        teacher.soft_labels = remember
+        teacher.answer = remember
     n = len(into)
     sample = batch(task, [60 * k + i for i in range(2) for k in range(n)])
     task.soft_labels(sample)
@@ -323,3 +323,37 @@ def test_metrics_summed_over_workers_and_accumulated_batches_equal_those_of_the_
     assert whole["kd_loss"] == pytest.approx((logged["kd_loss"] / logged["kd_ntokens"]).item() / math.log(2), abs=1e-3)
     assert whole["loss"] == pytest.approx(loss.item() / logged["ntokens"] / math.log(2), abs=1e-3)
     assert 0 <= whole["kd_agreement"] <= 100
+
+
+@pytest.mark.parametrize("sampling", [[], ["--sampling-method", "RoundRobin"]], ids=["", "one iterator for all epochs"])
+def test_loaders_look_up_in_workers_what_the_training_process_would_have_to_ask_its_gpu(toy, setup, sampling):
+    argv = [*toy.multilingual, *sampling, *toy.tiny, *toy.training, *toy.task, "--ignore-prefix-size", 1]
+    task, _, _ = setup([*argv, *teachers_flag(de=toy.de, ru=toy.ru)])
+    dataset = task.dataset("train")
+    for _ in range(2):
+        loader = task.get_batch_iterator(dataset, max_tokens=60, seed=1, num_workers=1).next_epoch_itr()
+    sample = next(iter(loader))
+    given = task.soft_labels(sample)
+    looked_up = {name: value for name, value in sample.items() if name != "teaching"}
+    taught = 0
+    for one, other in zip(given, task.soft_labels(looked_up), strict=True):
+        taught += len(one.positions)
+        assert torch.equal(one.sentences, other.sentences)
+        assert torch.equal(one.positions, other.positions)
+        assert torch.equal(one.logits.features, other.logits.features)
+    assert 0 < taught + len(sample["teaching"].untaught) == sample["target"][:, 1:].ne(1).sum()
+    task.load_dataset("valid")
+    plain = task.get_batch_iterator(task.dataset("valid"), max_tokens=60, seed=1).next_epoch_itr()
+    assert "teaching" not in next(iter(plain))
+
+
+def test_a_teacher_that_has_no_say_any_more_leaves_its_words_to_their_labels(toy, setup, batch):
+    task, model, criterion = setup([*toy.multilingual, *toy.tiny, *toy.training, *toy.task, *teachers_flag(de=toy.de)])
+    task.selection.strategy, task.selection.margin = "threshold", 0.0
+    task.selection.teacher_bleu["en-de"], task.selection.student_bleu["en-de"] = 1.0, 50.0
+    sample = task.lookup(lambda sentences: batch(task, MIXED))(MIXED)
+    optimizer = SimpleNamespace(backward=lambda loss: None)
+    loss, _, logged = task.train_step(sample, model.eval(), criterion, optimizer, 0)
+    plain, _, _ = criterion(model.eval(), batch(task, MIXED))
+    assert loss.item() == pytest.approx(plain.item(), rel=1e-5)
+    assert logged["kd_ntokens"] == 0

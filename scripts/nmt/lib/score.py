@@ -1,9 +1,13 @@
 """BLEU and chrF of translations by sacrebleu, and the paired bootstrap test against a baseline."""
 
 import logging
+from collections.abc import Callable
+from pathlib import Path
 
 from sacrebleu.metrics import BLEU, CHRF
 from sacrebleu.significance import PairedTest
+
+from scripts.nmt.lib.user_error import UserError
 
 METRICS = {"bleu": BLEU, "chrf": CHRF}
 BOOTSTRAP_SAMPLES = 1000
@@ -54,3 +58,32 @@ def paired_bootstrap(hypotheses: list[str], baseline: list[str], references: lis
             "confidence": after.ci,
         }
     return compared
+
+
+def load_comet(model: str) -> Callable[[list[str], list[str], list[str]], float]:
+    """COMET (Rei et al. 2020) as a function of sources, translations and references: their mean score.
+
+    Args:
+        model: a checkpoint's path, or the name of a model to download.
+
+    Raises:
+        UserError: the package is not installed, or the model cannot be had.
+    """
+    try:
+        import comet
+    except ImportError:
+        raise UserError("--comet needs the package unbabel-comet: pip install unbabel-comet") from None
+    try:
+        path = model if Path(model).is_file() else comet.download_model(model)
+        network = comet.load_from_checkpoint(path)
+    except Exception as problem:  # no network, no such model, a file of another kind
+        raise UserError(f"--comet {model} cannot be loaded: {' '.join(str(problem).split())}") from None
+
+    def judge(sources: list[str], hypotheses: list[str], references: list[str]) -> float:
+        rows = [
+            {"src": source, "mt": hypothesis, "ref": reference}
+            for source, hypothesis, reference in zip(sources, hypotheses, references, strict=True)
+        ]
+        return float(network.predict(rows, batch_size=32, gpus=0).system_score)
+
+    return judge

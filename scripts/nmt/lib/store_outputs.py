@@ -18,9 +18,8 @@ from fairseq.tasks.translation import load_langpair_dataset
 from tqdm import tqdm
 
 import fairseq_plugins.inference_only  # noqa: F401  without it fairseq 0.12.2 cannot run a loaded model on torch 2
-from fairseq_plugins.losses.word_level import ProjectedLogits, SoftLabels
-from fairseq_plugins.multilingual.language_tokens import LanguageTokens, Layout
-from fairseq_plugins.tasks._distillation import batch_of
+from fairseq_plugins.losses.soft_labels import ProjectedLogits, SoftLabels
+from fairseq_plugins.multilingual.language_tokens import LanguageTokens, Layout, batch_of
 from fairseq_plugins.teachers.expert import Teacher, Vocabulary, load_teacher
 from fairseq_plugins.teachers.store import (
     BLOCK_TOKENS,

@@ -13,6 +13,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from fairseq_plugins.losses import fused as fused_kd_loss
@@ -329,6 +330,111 @@ def test_small_fp16_gradients_survive_where_a_loss_scale_lifts_them(monkeypatch)
     never_label = [entry for entry in range(300) if entry not in made.target.tolist()]
     expected = 4 * 2**15 * made.features[0, 0].double() * (1 / 300 - 0.1 / 299)
     torch.testing.assert_close(gradient[never_label].double(), expected.expand(len(never_label), 6), rtol=2e-3, atol=0)
+
+
+def as_tf32(x):
+    """The nearest numbers with 10 bits of mantissa: how a GPU rounds factors of float32 where TF32 is allowed."""
+    bits = x.contiguous().view(torch.int32)
+    return ((bits + 0x0FFF + ((bits >> 13) & 1)) & ~0x1FFF).view(torch.float32)
+
+
+class _GPUProducts(TorchFunctionMode):
+    """Matrix products of float32 with factors rounded as a GPU would, and what was allowed at each of them."""
+
+    def __init__(self):
+        super().__init__()
+        self.allowed = []
+
+    def __torch_function__(self, operation, types, args=(), kwargs=None):
+        if operation in (torch.mm, Tensor.addmm_) and args[-1].dtype == torch.float32:
+            self.allowed.append(torch.backends.cuda.matmul.allow_tf32)
+            if self.allowed[-1]:
+                args = (*args[:-2], as_tf32(args[-2]), as_tf32(args[-1]))
+        return operation(*args, **(kwargs or {}))
+
+
+def unlikely_entries(device="cpu"):
+    """A problem in fp16 and the same in float64, all but one entry of which have probabilities of 1e-9 and less."""
+    size, width = 300, 6
+    pair = []
+    for dtype in (torch.float16, torch.float64):
+        made = problem([], size=size, bias=False, dtype=torch.float64)
+        weight = made.weight.detach().clamp(-1, 1)
+        weight[2] = 9.0
+        made.weight = weight.to(torch.float16).to(device, dtype).requires_grad_()
+        features = (torch.arange(5 * width).view(5, width) % 7 / 16 + 0.25).to(torch.float16)
+        made.features = features.to(device, dtype).requires_grad_()
+        made.target = torch.full((5,), 2, device=device)
+        made.label_smoothing = 0.0
+        pair.append(made)
+    return pair
+
+
+def assert_unlikely_entries_learn(half, exact):
+    scale = 2**20  # a loss scale that lifts what fp16 could not hold otherwise
+    expected = torch.autograd.grad(fused(exact)[0] * scale, exact.weight)[0][3:]
+    (found,) = torch.autograd.grad(fused(half)[0] * scale, half.weight)
+    assert (expected / scale).abs().max() < 2**-25, "fp16 should round these to zero"
+    lifted = expected.abs() > 2**-14
+    assert lifted.float().mean() > 0.5
+    torch.testing.assert_close(found[3:].double()[lifted], expected[lifted], rtol=4e-3, atol=0)
+
+
+def test_gradients_that_fp16_cannot_hold_survive_the_products_of_a_gpu(monkeypatch):
+    monkeypatch.setattr(fused_kd_loss, "_factor_dtype", lambda weight, autocast: weight.dtype)
+    half, exact = unlikely_entries()
+    with _GPUProducts() as products:
+        assert_unlikely_entries_learn(half, exact)
+    assert products.allowed, "no product of float32 was seen"
+    assert all(products.allowed)
+
+
+def test_products_of_float32_are_left_as_the_user_has_set_them(monkeypatch):
+    made = problem(["projected"], dtype=torch.float32)
+    with _GPUProducts() as products:
+        fused(made)
+    assert products.allowed
+    assert not any(products.allowed)
+    assert not torch.backends.cuda.matmul.allow_tf32
+
+
+on_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+
+
+@on_gpu
+def test_gradients_that_fp16_cannot_hold_survive_on_a_gpu():
+    assert_unlikely_entries_learn(*unlikely_entries("cuda"))
+
+
+@on_gpu
+@pytest.mark.parametrize("form", FORMS)
+def test_nothing_waits_for_the_gpu(form):
+    made = problem([form], dtype=torch.float32)
+    labels = made.soft_labels[0].moved(lambda x: x.cuda())
+    arguments = [x.detach().cuda().requires_grad_() for x in made.learned] + [made.target.cuda(), [labels]]
+    untaught = found_untaught(made).cuda()
+    options = {"ignore_index": PAD, "label_smoothing": 0.1, "untaught": untaught, **made.options()}
+    fused_distil(*arguments, **options).loss.backward()  # libraries load
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        fused_distil(*arguments, **options).loss.backward()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+def found_untaught(made):
+    counted = made.target.ne(PAD)
+    for labels in made.soft_labels:
+        counted[labels.sentences * 5 + labels.positions] = False
+    return counted.nonzero().squeeze(1)
+
+
+def test_tokens_without_soft_labels_may_be_given():
+    made = problem(FORMS)
+    options = {"ignore_index": PAD, "label_smoothing": made.label_smoothing, **made.options()}
+    given = fused_distil(*made.learned, made.target, made.soft_labels, **options, untaught=found_untaught(made).flip(0))
+    for one, other in zip(fused(made), vars(given).values(), strict=True):
+        torch.testing.assert_close(other, one)
 
 
 def test_autocast_changes_neither_the_precision_of_the_loss_nor_of_the_gradient():
