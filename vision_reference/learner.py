@@ -4,15 +4,13 @@ import argparse
 from dataclasses import dataclass
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel
 
-from vision_reference.ema import build_ema
 from vision_reference.errors import UserError
 from vision_reference.machine import Rank
-from vision_reference.optimizers import build_optimizer, parameter_groups
-from vision_reference.schedules import Schedule, build_schedule
+from vision_reference.optimization import Schedule, build_ema, build_optimizer, build_schedule, parameter_groups
 
 
 @dataclass
@@ -37,32 +35,50 @@ class Learner:
 
     def state_dict(self) -> dict:
         """The parts of a checkpoint, under the names that torchvision's recipe gives them."""
-        parts = {
-            "model": self.model,
-            "optimizer": self.optimizer,
-            "lr_scheduler": self.schedule,
-            "scaler": self.scaler,
-            "model_ema": self.ema,
-        }
-        return {name: part.state_dict() for name, part in parts.items() if part is not None}
+        parts = {"model": self.model, "lr_scheduler": self.schedule, "scaler": self.scaler, "model_ema": self.ema}
+        state = {name: part.state_dict() for name, part in parts.items() if part is not None}
+        # torch's schedulers leave the optimizer with the rates of the next epoch, and go on from these.
+        epoch = self.schedule.epoch
+        self.schedule.step_to(epoch + 1)
+        state["optimizer"] = self.optimizer.state_dict()
+        self.schedule.step_to(epoch)
+        return state
 
     def load_state_dict(self, checkpoint: dict, path: str) -> None:
         """Take over the parts of a checkpoint; weights are expected to be loaded already.
 
         Raises:
-            UserError: a part does not fit this run's flags.
+            UserError: a part is damaged or does not fit this run's flags.
         """
-        try:
-            self.optimizer.load_state_dict(checkpoint["optimizer"])
-        except (ValueError, KeyError) as error:
-            raise UserError(f"the optimizer in {path} does not fit --opt and the model ({error})") from None
-        self.schedule.load_state_dict(checkpoint["lr_scheduler"])
+        if self.ema is not None and "model_ema" not in checkpoint:
+            raise UserError(f"{path} holds no moving average; resume it without --model-ema")
+        self._take("optimizer", checkpoint, path, "--opt, the weight decays and the model")
+        self._check_optimizer_state(path)
+        self._take("lr_scheduler", checkpoint, path, "--lr-scheduler")
         if self.scaler.is_enabled() and checkpoint.get("scaler"):
-            self.scaler.load_state_dict(checkpoint["scaler"])
+            self._take("scaler", checkpoint, path, "--amp-dtype")
         if self.ema is not None:
-            if "model_ema" not in checkpoint:
-                raise UserError(f"{path} holds no moving average; resume it without --model-ema")
-            self.ema.load_state_dict(checkpoint["model_ema"])
+            self._take("ema", checkpoint, path, "the model", key="model_ema")
+
+    def _take(self, name: str, checkpoint: dict, path: str, flags: str, key: str | None = None) -> None:
+        part = self.schedule if name == "lr_scheduler" else getattr(self, name)
+        try:
+            part.load_state_dict(checkpoint[key or name])
+        except (ValueError, KeyError, TypeError, AttributeError, IndexError, RuntimeError, UserError) as error:
+            reason = " ".join(str(error).split())[:200]
+            raise UserError(f"the {key or name} in {path} is damaged or does not fit {flags} ({reason})") from None
+
+    def _check_optimizer_state(self, path: str) -> None:
+        """torch takes over any state; one of another shape would end the first step, one that is no number the run."""
+        for parameter, state in self.optimizer.state.items():
+            for name, value in state.items():
+                if not isinstance(value, Tensor):
+                    fits = value is None or isinstance(value, int | float)
+                else:
+                    fits = value.numel() == 1 or value.shape == parameter.shape
+                    fits = fits and bool(value.isfinite().all())
+                if not fits:
+                    raise UserError(f"the optimizer in {path} is damaged: its {name} does not fit the weights")
 
 
 def build_learner(
