@@ -1,13 +1,22 @@
 """The command lines of ``train.py`` (torchvision's classification flags and those of distillation) and of
-``store_soft_labels.py``."""
+``store_soft_labels.py``.
+
+Nothing here imports torch, so that ``--help`` and mistakes are answered at once.
+"""
 
 import argparse
 import math
-import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from vision_reference.errors import UserError
 from vision_reference.images.presets import PRESETS
-from vision_reference.soft_labels.codec import TAILS
+
+if TYPE_CHECKING:
+    from vision_reference.networks.description import Description
+
+TAILS = ("uniform", "drop")  # of ``soft_labels.codec``, which needs torch
 
 _EPILOG = """examples:
   python vision_reference/train.py --data-path data/digits --preset digits --model resnet18 --epochs 8 --lr 0.05
@@ -33,38 +42,64 @@ _STORE_EPILOG = """examples:
 _NOT_THE_RESULT = {
     "data_path", "output_dir", "resume", "start_epoch", "workers", "cache_dataset", "download", "device", "dist_url",
     "world_size", "print_freq", "keep_checkpoints", "dali_device", "test_only", "teacher_weights", "init_weights",
-    "weights", "soft_labels",
+    "weights", "soft_labels", "overwrite", "debug", "given",
 }  # fmt: skip
 
 
 class _Parser(argparse.ArgumentParser):
-    """Tells a mistake in one line; the list of all flags would only hide it."""
+    """Tells a mistake in one line; the list of all flags would only hide it.
+
+    What it parses has ``given``: the names of the flags that the command line names, sorted.
+    """
 
     def error(self, message: str) -> None:
         self.exit(2, f"{self.prog}: error: {message} (--help lists all flags)\n")
 
+    def parse_args(self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None):
+        parsed = super().parse_args(args, namespace)
+        defaults = {action: action.default for action in self._actions}
+        try:  # once more without defaults: what is there then was given
+            for action in defaults:
+                action.default = argparse.SUPPRESS
+            parsed.given = sorted(vars(super().parse_args(args)))
+        finally:
+            for action, default in defaults.items():
+                action.default = default
+        return parsed
+
 
 def _number(kind: type, low: float, high: float = math.inf, *, open_low: bool = False):
-    """An argparse type: a number from ``low`` (excluded with ``open_low``) to ``high``."""
+    """An argparse type: a finite number from ``low`` (excluded with ``open_low``) to ``high``."""
 
     def parse(text: str) -> float:
         try:
             value = kind(text)
-        except ValueError:
+        except (ValueError, OverflowError):
             value = math.nan
-        if not (low < value if open_low else low <= value) or not value <= high:
+        if not (low < value if open_low else low <= value) or not value <= high or value == math.inf:
             what = "an integer" if kind is int else "a number"
             lower = f"above {low}" if open_low else f"from {low}"
             upper = "" if high == math.inf else f" to {high}"
-            raise argparse.ArgumentTypeError(f"'{text}' is not {what} {lower}{upper}")
+            shown = text if len(text) <= 40 else text[:40] + "..."
+            raise argparse.ArgumentTypeError(f"'{shown}' is not {what} {lower}{upper}")
         return value
 
     return parse
 
 
+def _text(text: str) -> str:
+    """An argparse type: text that is not empty, as an unset variable of a shell script would be."""
+    if not text.strip():
+        raise argparse.ArgumentTypeError("it is empty; is a variable unset? Give a value or drop the flag")
+    return text
+
+
 _count, _natural = _number(int, 1), _number(int, 0)
 _positive, _non_negative = _number(float, 0, open_low=True), _number(float, 0)
 _share = _number(float, 0, 1)
+_side = _number(int, 1, 4096)
+_seed = _number(int, 0, 2**63 - 1)  # what torch's, numpy's and Python's generators take
+_temperature = _number(float, 0.01, 1000)
 
 
 def _device(text: str) -> str:
@@ -76,7 +111,7 @@ def _device(text: str) -> str:
 
 def _temperatures(text: str) -> list[float]:
     """An argparse type: positive numbers with commas between them, sorted."""
-    return sorted({_positive(part) for part in text.split(",")})
+    return sorted({_temperature(part) for part in text.split(",")})
 
 
 def get_args_parser() -> argparse.ArgumentParser:
@@ -111,6 +146,13 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     """
     args = get_args_parser().parse_args(argv)
     _fill_in_sizes(args, "train_crop_size", "val_resize_size", "val_crop_size")
+    if args.test_only and not (args.resume or args.init_weights or args.weights):
+        raise UserError(
+            "--test-only without weights would evaluate a random network; give --resume (a checkpoint of any origin), "
+            "--init-weights or --weights"
+        )
+    if args.init_weights and "_Weights." not in args.init_weights and not Path(args.init_weights).is_file():
+        raise UserError(f"--init-weights: there is no checkpoint file '{args.init_weights}'")
     if args.teacher and not args.teacher_weights:
         raise UserError("--teacher needs --teacher-weights: an untrained teacher has nothing to teach")
     if not args.teacher:
@@ -172,6 +214,57 @@ def parse_store_args(argv: list[str] | None = None) -> argparse.Namespace:
     return args
 
 
+def follow_description(args: argparse.Namespace, description: "Description") -> list[str]:
+    """Have evaluation images prepared as those of the weights' own evaluation, but for what the command line names.
+
+    Args:
+        args: changed in place: preset, sizes, interpolation, backend.
+        description: of the weights that are to be evaluated.
+
+    Returns:
+        Lines to tell the user: what was taken over, and which flags contradict the weights' own.
+
+    Raises:
+        UserError: the weights' preset or its normalization is unknown here.
+    """
+    own = {name: getattr(description, name) for name in ("preset", "val_resize_size", "val_crop_size", "interpolation")}
+    own |= {name: description.args.get(name) for name in ("backend", "use_v2")}
+    own = {name: str(value).lower() if name == "backend" else value for name, value in own.items() if value is not None}
+    against = {name: value for name, value in own.items() if name in args.given and getattr(args, name) != value}
+    if "preset" not in against and "preset" in own and own["preset"] not in PRESETS:
+        raise UserError(
+            f"'{description.source}' was trained with --preset {own['preset']}, unknown here; give --preset"
+        )
+    if "preset" in against:  # the sizes of the preset that was given, as for any other weights
+        own = {name: value for name, value in own.items() if not name.endswith("_size")}
+    taken = {}
+    for name in own.keys() - set(args.given):
+        if getattr(args, name) != own[name]:
+            taken[name] = own[name]
+        setattr(args, name, own[name])
+    preset = PRESETS[args.preset]
+    if "preset" not in against and description.mean is not None:
+        ours, theirs = (*preset.mean, *preset.std), (*description.mean, *(description.std or preset.std))
+        if any(abs(one - other) > 1e-6 for one, other in zip(ours, theirs, strict=True)):
+            raise UserError(
+                f"'{description.source}' was trained on pixels with mean {description.mean} and std {description.std}, "
+                f"which is not --preset {args.preset}; give the --preset that it is"
+            )
+    notes = []
+    if taken:
+        notes.append(f"note: images are prepared as {description.source} says: {_as_flags(taken)}")
+    if against:
+        here = {name: getattr(args, name) for name in against}
+        notes.append(
+            f"note: {description.source} was trained with {_as_flags(against)}, but here {_as_flags(here)} holds"
+        )
+    return notes
+
+
+def _as_flags(values: dict) -> str:
+    return " ".join(f"--{name.replace('_', '-')} {value}" for name, value in sorted(values.items()))
+
+
 def changed_flags(before: dict, now: dict) -> str:
     """The flags that shape the result and differ between two command lines, as ``--lr 0.1 -> 0.01``; "" if none does.
 
@@ -230,6 +323,7 @@ def _check_data(args: argparse.Namespace) -> None:
 def _add_data(group) -> None:
     group.add_argument(
         "--data-path",
+        type=_text,
         default="data",
         metavar="DIR",
         help="folder with train/ and val/, one subfolder of images per class; for cub200 the folder of CUB_200_2011/",
@@ -269,7 +363,7 @@ _SIZES = "side in pixels (default: {}; digits, cifar10, cifar100: 32)"
 
 
 def _add_views(group) -> None:
-    group.add_argument("--train-crop-size", type=_count, help="training crop: " + _SIZES.format(224))
+    group.add_argument("--train-crop-size", type=_side, help="training crop: " + _SIZES.format(224))
     group.add_argument("--interpolation", choices=("bilinear", "bicubic", "nearest"), default="bilinear")
     policies = ("ra", "ta_wide", "augmix", "imagenet", "cifar10", "svhn")
     group.add_argument(
@@ -277,8 +371,12 @@ def _add_views(group) -> None:
         choices=policies,
         help="RandAugment (ra), TrivialAugmentWide (ta_wide), AugMix, or the AutoAugment policy learnt on a data set",
     )
-    group.add_argument("--ra-magnitude", type=_natural, default=9, help="strength of RandAugment (default: 9)")
-    group.add_argument("--augmix-severity", type=_count, default=3, help="strength of AugMix (default: 3)")
+    group.add_argument(
+        "--ra-magnitude", type=_number(int, 0, 30), default=9, help="strength of RandAugment, 0 to 30 (default: 9)"
+    )
+    group.add_argument(
+        "--augmix-severity", type=_number(int, 1, 10), default=3, help="strength of AugMix, 1 to 10 (default: 3)"
+    )
     group.add_argument(
         "--random-erase", type=_share, default=0.0, metavar="P", help="probability of erasing a rectangle"
     )
@@ -290,12 +388,12 @@ def _add_views(group) -> None:
 
 def _add_augmentation(group) -> None:
     group.add_argument(
-        "--val-resize-size", type=_count, help="evaluation, before the crop: shorter " + _SIZES.format(256)
+        "--val-resize-size", type=_side, help="evaluation, before the crop: shorter " + _SIZES.format(256)
     )
-    group.add_argument("--val-crop-size", type=_count, help="evaluation, centre crop: " + _SIZES.format(224))
+    group.add_argument("--val-crop-size", type=_side, help="evaluation, centre crop: " + _SIZES.format(224))
     mixing = "Beta distribution's parameter of {}; 0: off. With both, each batch takes either (default: 0)"
-    group.add_argument("--mixup-alpha", type=_non_negative, default=0.0, help=mixing.format("mixup"))
-    group.add_argument("--cutmix-alpha", type=_non_negative, default=0.0, help=mixing.format("cutmix"))
+    group.add_argument("--mixup-alpha", type=_number(float, 0, 1000), default=0.0, help=mixing.format("mixup"))
+    group.add_argument("--cutmix-alpha", type=_number(float, 0, 1000), default=0.0, help=mixing.format("cutmix"))
     group.add_argument(
         "--ra-sampler", action="store_true", help="repeated augmentation: several copies of an image per epoch"
     )
@@ -303,7 +401,12 @@ def _add_augmentation(group) -> None:
 
 
 def _add_model(group) -> None:
-    group.add_argument("--model", default="resnet18", help="any torchvision classification network (default: resnet18)")
+    group.add_argument(
+        "--model",
+        type=_text,
+        default="resnet18",
+        help="any torchvision classification network (default: resnet18; with --test-only that of the checkpoint)",
+    )
     group.add_argument("--sync-bn", action="store_true", help="batch-norm statistics over all processes (GPU only)")
     group.add_argument(
         "--model-ema", action="store_true", help="also keep and evaluate a moving average of the weights"
@@ -320,11 +423,13 @@ def _add_model(group) -> None:
 def _add_teacher(group) -> None:
     group.add_argument(
         "--teacher",
+        type=_text,
         metavar="NAME",
         help="teacher's network, any torchvision classification network",
     )
     group.add_argument(
         "--teacher-weights",
+        type=_text,
         metavar="X",
         help="its weights: a checkpoint file (ours, torchvision's, *.pth.tar, a state dict, safetensors) or a "
         "torchvision weights name such as ResNet50_Weights.IMAGENET1K_V1",
@@ -334,6 +439,7 @@ def _add_teacher(group) -> None:
 def _add_distillation(group) -> None:
     group.add_argument(
         "--soft-labels",
+        type=_text,
         metavar="DIR[,DIR2]",
         help="what store_soft_labels.py stored, in place of --teacher: epoch e shows view e mod M of every image; of "
         "several stores with the same views the probabilities are averaged",
@@ -346,7 +452,7 @@ def _add_distillation(group) -> None:
     )
     group.add_argument(
         "--kd-temperature",
-        type=_positive,
+        type=_temperature,
         default=1.0,
         metavar="T",
         help="temperature of teacher and student (default: 1)",
@@ -376,13 +482,16 @@ def _add_distillation(group) -> None:
 
 
 def _add_store(group) -> None:
-    group.add_argument("--output-dir", metavar="DIR", help="the store: new, empty, or one to go on with")
+    group.add_argument("--output-dir", type=_text, metavar="DIR", help="the store: new, empty, or one to go on with")
     group.add_argument("--views", type=_count, metavar="M", help="views of each image (default: 1)")
     group.add_argument(
-        "--seed", type=_natural, help="fixes the views: train.py's epochs 0 to M-1 with this seed (default: drawn)"
+        "--seed", type=_seed, help="fixes the views: train.py's epochs 0 to M-1 with this seed (default: drawn)"
     )
     group.add_argument(
-        "--same-views-as", metavar="DIR", help="the views of that store, for a second teacher of the same students"
+        "--same-views-as",
+        type=_text,
+        metavar="DIR",
+        help="the views of that store, for a second teacher of the same students",
     )
     group.add_argument(
         "--top-k", type=_count, metavar="K", help="keep the K largest logits only (default: all classes)"
@@ -403,21 +512,32 @@ def _add_store(group) -> None:
 
 def _add_weights(group) -> None:
     group.add_argument(
-        "--weights", metavar="NAME", help="start from torchvision weights, such as ResNet50_Weights.IMAGENET1K_V2"
+        "--weights",
+        type=_text,
+        metavar="NAME",
+        help="start from torchvision weights, such as ResNet50_Weights.IMAGENET1K_V2",
     )
     group.add_argument(
         "--init-weights",
+        type=_text,
         metavar="X",
         help="start from these weights: a file in any accepted format or a torchvision weights name",
     )
     group.add_argument(
-        "--output-dir", default=".", metavar="DIR", help="for checkpoint.pth, best.pth, metrics.jsonl (default: .)"
+        "--output-dir",
+        type=_text,
+        default=".",
+        metavar="DIR",
+        help="for checkpoint.pth, best.pth, metrics.jsonl, log.txt; never replaces another run's (default: .)",
     )
     group.add_argument(
         "--resume",
         default="",
         metavar="FILE",
         help="go on from this checkpoint; 'auto': from checkpoint.pth in --output-dir if there is one",
+    )
+    group.add_argument(
+        "--overwrite", action="store_true", help="replace what another run left in --output-dir instead of refusing"
     )
     group.add_argument("--start-epoch", type=_natural, default=0, help="count epochs from here (default: 0)")
     group.add_argument(
@@ -455,7 +575,7 @@ def _add_optimization(group) -> None:
     group.add_argument("--clip-grad-norm", type=_positive, help="clip the gradient's norm (default: no clipping)")
     group.add_argument(
         "--seed",
-        type=_natural,
+        type=_seed,
         help="fixes initialization, order and augmentation (default: drawn, printed and recorded)",
     )
 
@@ -515,3 +635,4 @@ def _add_machine(group) -> None:
     group.add_argument(
         "--dist-url", default="env://", help="where processes meet (default: env://, as torchrun sets it)"
     )
+    group.add_argument("--debug", action="store_true", help="show the traceback behind an error's one line")

@@ -25,7 +25,6 @@ from vision_reference.images.samplers import EvalBatchSampler, TrainBatchSampler
 from vision_reference.images.unreadable_files import readable_samples, report
 from vision_reference.loaders import MixingLoader, SoftLabelLoader, TeacherLoader, TorchvisionLoader
 from vision_reference.machine import Rank, usable_workers
-from vision_reference.networks.by_name import find_weights
 from vision_reference.soft_labels.store import SoftLabels, open_soft_labels
 from vision_reference.soft_labels.views import DaliViewLoader, KeyBatchSampler, ViewBatchSampler, ViewDataset
 
@@ -155,8 +154,6 @@ def _torchvision(
         return loader(samples, batches, pipeline)
 
     def val(samples: list[Sample], batches: EvalBatchSampler) -> TorchvisionLoader:
-        if args.test_only and args.weights:  # as the publisher of the weights evaluates them
-            return loader(samples, batches, find_weights(args.weights).transforms())
         sizes = {"resize_size": args.val_resize_size, "crop_size": args.val_crop_size}
         return loader(samples, batches, evaluation_pipeline(**sizes, **style))
 
@@ -185,10 +182,6 @@ def _dali(
         return loader(samples, batches, view, mean=preset.mean, std=preset.std, **finish)
 
     def val(samples: list[Sample], batches: EvalBatchSampler) -> DaliLoader:
-        if args.test_only and args.weights:  # as the publisher of the weights evaluates them
-            theirs = find_weights(args.weights).transforms()
-            view = EvaluationView(theirs.resize_size[0], theirs.crop_size[0], theirs.interpolation.value)
-            return DaliLoader(samples, batches, view, mean=theirs.mean, std=theirs.std, **finish)
         view = EvaluationView(args.val_resize_size, args.val_crop_size, args.interpolation)
         return DaliLoader(samples, batches, view, mean=preset.mean, std=preset.std, **finish)
 

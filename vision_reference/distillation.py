@@ -5,7 +5,7 @@ temperature T for teacher and student alike, and the divergence scaled by T^2 so
 depend on T.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Sequence
 from contextlib import AbstractContextManager
 from typing import NamedTuple
 
@@ -13,7 +13,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vision_reference.images.presets import Preset
 from vision_reference.kd_losses import KdLoss, kl, loss_type
+from vision_reference.networks.by_name import build_filled, match_classes, read_state
+from vision_reference.networks.description import Description
 from vision_reference.networks.folding import fold_batch_norms
 
 
@@ -79,6 +82,54 @@ def distillation_loss(
     return Losses(kd_weight * kd + (1 - kd_weight) * ce, kd, ce)
 
 
+class TrainedTeacher(NamedTuple):
+    """A teacher as its file gives it, for the data of this run.
+
+    Attributes:
+        network: in evaluation mode, its logits in the order of the data's classes.
+        renormalize: (factor, offset), each (3, 1, 1), that turn this run's pixels into those that it was trained on;
+            None if they are the same.
+        description: what its file says about it.
+        notes: lines to tell the user.
+    """
+
+    network: nn.Module
+    renormalize: tuple[Tensor, Tensor] | None
+    description: Description
+    notes: list[str]
+
+
+def read_teacher(
+    name: str, weights: str, classes: Sequence[str], preset: Preset, temperatures: Collection[float]
+) -> TrainedTeacher:
+    """The teacher of ``--teacher`` and ``--teacher-weights``.
+
+    Args:
+        name, weights: the network and its weights, a file or a torchvision weights name.
+        classes: of the data.
+        preset: how this run normalizes pixels.
+        temperatures: at which the student is to learn from it; a teacher of smoothed labels is best at 1.
+
+    Raises:
+        UserError: there are no such weights, they cannot be read or are of another network or other classes.
+    """
+    state, description = read_state(weights, name)
+    network = build_filled(name, len(classes), state, weights).eval()
+    notes = match_classes(network, description, classes)
+    smoothing = description.args.get("label_smoothing")
+    if isinstance(smoothing, float) and smoothing > 0 and max(temperatures, default=1) > 1:
+        notes.append(
+            f"note: the teacher was trained with --label-smoothing {smoothing:g}; at a temperature of "
+            f"{max(temperatures):g} a student loses what that brings: distil at --kd-temperature 1"
+        )
+    own = description.mean, description.std
+    if None in own or own == (preset.mean, preset.std):
+        return TrainedTeacher(network, None, description, notes)
+    mean, std, own_mean, own_std = (torch.tensor(values).view(3, 1, 1) for values in (preset.mean, preset.std, *own))
+    notes.append(f"note: the teacher is shown pixels as it was trained on them (mean {own[0]}, std {own[1]})")
+    return TrainedTeacher(network, (std / own_std, (mean - own_mean) / own_std), description, notes)
+
+
 class Teacher:
     """A frozen network that only answers. No module, so that no optimizer, wrapper or checkpoint can pick it up.
 
@@ -92,6 +143,7 @@ class Teacher:
         memory_format: the student's memory format.
         autocast: makes the autocast context in which the student runs.
         compile: compile the forward pass.
+        renormalize: see ``TrainedTeacher``.
     """
 
     def __init__(
@@ -102,8 +154,10 @@ class Teacher:
         autocast: Callable[[], AbstractContextManager],
         *,
         compile: bool = False,
+        renormalize: tuple[Tensor, Tensor] | None = None,
     ) -> None:
         self.device = device
+        self.renormalize = None if renormalize is None else tuple(part.to(device) for part in renormalize)
         folded = fold_batch_norms(model.requires_grad_(False).eval())
         self.model = folded.requires_grad_(False).to(device, memory_format=memory_format)
         with autocast():
@@ -115,6 +169,9 @@ class Teacher:
     def __call__(self, images: Tensor) -> Tensor:
         """Logits (B, K) for ``images`` (B, C, H, W)."""
         with torch.inference_mode(), self._autocast():
+            if self.renormalize is not None:
+                factor, offset = self.renormalize
+                images = images * factor + offset
             return self._forward(images)
 
 

@@ -1,7 +1,31 @@
-"""The one exception that stands for a user's mistake, and how command lines show it."""
+"""The one exception that stands for a user's mistake, and how command lines end: in one line, with a status that tells.
 
+========  =============================================================================================
+status 0  done
+status 2  a mistake of the user's, a full disk, too little memory
+130, 143  stopped by Ctrl-C or by SIGTERM
+141       whoever read the output has gone
+========  =============================================================================================
+"""
+
+import errno
+import os
+import signal
 import sys
-from collections.abc import Callable
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+
+_HINTS = {
+    errno.ENOSPC: "free some space",
+    errno.EDQUOT: "free some of your quota",
+    errno.EFBIG: "raise the limit on file sizes (ulimit -f)",
+    errno.EMFILE: "raise the limit on open files (ulimit -n) or lower --workers",
+    errno.EACCES: "give a place that you may read and write",
+    errno.EROFS: "give a place that can be written",
+}
 
 
 class UserError(Exception):
@@ -19,12 +43,90 @@ class UserError(Exception):
         return text
 
 
-def run_command(name: str, command: Callable[[], None]) -> None:
-    """Run ``command``; a user's mistake in it ends the process with one line and status 2."""
+class Terminated(BaseException):
+    """SIGTERM, as Ctrl-C is ``KeyboardInterrupt``: files in the making are removed on the way out."""
+
+
+def run_command(name: str, command: Callable[[], None], *, go_on: str = "", debug: bool | None = None) -> None:
+    """Run ``command``; what a user may cause ends the process with one line and the status above.
+
+    Args:
+        name: of the command, begins the line.
+        go_on: how to go on after a stop, such as "the same command with --resume auto goes on".
+        debug: show the traceback instead; None: where --debug is on the command line.
+    """
+    debug = "--debug" in sys.argv if debug is None else debug
     try:
-        command()
-    except UserError as error:
-        print(f"{name}: error: {error.line}", file=sys.stderr, flush=True)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        sys.exit(130)
+        with _sigterm_raises():
+            command()
+    except (Exception, KeyboardInterrupt, Terminated) as error:
+        status, line = _ending(error, go_on)
+        if status is None:  # nobody's mistake but ours
+            raise
+        if debug:
+            traceback.print_exc()
+        if line and _speaks_for_all(error):
+            _print_last(f"{name}: {line}")
+        if isinstance(error, BrokenPipeError):  # Python would try to write what is left, and fail again
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(status)
+
+
+def _ending(error: BaseException, go_on: str) -> tuple[int | None, str]:
+    """Exit status and line for ``error``; no status if it is none that a user may cause."""
+    after = f"; {go_on}" if go_on else ""
+    if isinstance(error, UserError):
+        return 2, f"error: {error.line}"
+    if isinstance(error, KeyboardInterrupt):
+        return 130, f"stopped by Ctrl-C{after}"
+    if isinstance(error, Terminated):
+        return 143, f"stopped by SIGTERM{after}"
+    if isinstance(error, BrokenPipeError):
+        return 141, ""
+    if isinstance(error, MemoryError) or "OutOfMemory" in type(error).__name__ or "can't allocate memory" in str(error):
+        return 2, f"error: out of memory; lower --batch-size, --workers or the sizes of the images{after}"
+    if isinstance(error, OSError):
+        files = " -> ".join(f"'{file}'" for file in (error.filename, error.filename2) if file is not None)
+        hint = _HINTS.get(error.errno or 0)
+        reason = error.strerror or " ".join(str(error).split()) or type(error).__name__
+        return 2, "error: " + (f"{files}: " if files else "") + reason + (f"; {hint}" if hint else "") + after
+    return None, ""
+
+
+def _speaks_for_all(error: BaseException) -> bool:
+    """Whether this process of several says why the run ends.
+
+    The first does. Another one may be alone with its mistake (an image that only it reads): if nobody has ended it
+    after a while, it is.
+    """
+    if os.environ.get("RANK", "0") == "0":
+        return True
+    if isinstance(error, KeyboardInterrupt | Terminated):
+        return False
+    try:
+        with _sigterm_raises():
+            time.sleep(3)
+    except (KeyboardInterrupt, Terminated):
+        return False
+    return True
+
+
+def _print_last(line: str) -> None:
+    with suppress(OSError):  # nobody listens
+        print(line, file=sys.stderr, flush=True)
+
+
+@contextmanager
+def _sigterm_raises() -> Iterator[None]:
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def raise_terminated(*_: object) -> None:
+        raise Terminated
+
+    before = signal.signal(signal.SIGTERM, raise_terminated)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -30,12 +30,12 @@ if not __package__:  # run as a file: the root of the clone takes the place of i
 
 from vision_reference.arguments import parse_store_args
 from vision_reference.data import build_view_loader, list_samples
-from vision_reference.distillation import Teacher
+from vision_reference.distillation import Teacher, read_teacher
 from vision_reference.errors import UserError, run_command
 from vision_reference.images.folders import Sample
+from vision_reference.images.presets import PRESETS
 from vision_reference.images.samplers import view_seed
 from vision_reference.machine import Machine, barrier, choose_machine, from_main
-from vision_reference.networks.by_name import build_filled, read_state
 from vision_reference.networks.heads import check_input_sizes
 from vision_reference.soft_labels import writer as writing
 from vision_reference.soft_labels.codec import encode, error_rows, error_sums, error_table
@@ -57,16 +57,24 @@ def main(args: argparse.Namespace) -> None:
     samples, _, classes = list_samples(args, rank)
     if args.top_k and args.top_k >= len(classes):
         raise UserError(f"--top-k {args.top_k} of {len(classes)} classes leaves nothing out; drop it to store them all")
-    state, _ = read_state(args.teacher_weights, args.teacher)
-    network = build_filled(args.teacher, len(classes), state, args.teacher_weights, new_head=False)
-    check_input_sizes("teacher", args.teacher, network, {args.train_crop_size})
+    trained = read_teacher(args.teacher, args.teacher_weights, classes, PRESETS[args.preset], temperatures=())
+    check_input_sizes("teacher", args.teacher, trained.network, {args.train_crop_size})
+    for note in trained.notes:
+        rank.say(note)
 
     plan = None
     if rank.is_main:
-        plan = make_plan(args, machine, samples, len(classes), hash_weights(network))
+        plan = make_plan(args, machine, samples, len(classes), hash_weights(trained.network))
         writing.begin(folder, plan)
     plan = from_main(plan)
-    teacher = Teacher(network, machine.device, machine.memory_format, machine.autocast, compile=args.compile)
+    teacher = Teacher(
+        trained.network,
+        machine.device,
+        machine.memory_format,
+        machine.autocast,
+        compile=args.compile,
+        renormalize=trained.renormalize,
+    )
     finished = from_main((folder / "manifest.json").is_file())
     if not finished:
         store(args, machine, teacher, samples, plan, folder)

@@ -11,6 +11,8 @@
     python vision_reference/train.py --data-path DATA --model resnet18 --test-only --resume student/best.pth
 """
 
+
+
 import argparse
 import math
 import os
@@ -18,20 +20,26 @@ import random
 import secrets
 import sys
 import time
+from contextlib import nullcontext
 from pathlib import Path
+
+if not __package__:  # run as a file: the root of the clone takes the place of its own folder
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+from vision_reference.arguments import changed_flags, follow_description, parse_args
+from vision_reference.errors import UserError, run_command
+
+if __name__ == "__main__":  # before torch is imported, which takes seconds: --help and mistakes are answered at once
+    run_command("train.py", parse_args)
 
 import numpy as np
 import torch
 from torch import nn
 
-if not __package__:  # run as a file: the root of the clone takes the place of its own folder
-    sys.path[0] = str(Path(__file__).resolve().parents[1])
-
-from vision_reference.arguments import changed_flags, parse_args
 from vision_reference.data import Loader, build_loaders
-from vision_reference.distillation import Teacher, distillation_loss, label_loss
-from vision_reference.errors import UserError, run_command
+from vision_reference.distillation import Teacher, distillation_loss, label_loss, read_teacher
 from vision_reference.files import atomic_copy, atomic_file
+from vision_reference.images.presets import PRESETS
 from vision_reference.images.samplers import combine_seeds
 from vision_reference.learner import Learner, build_learner
 from vision_reference.loaders import TeacherLoader
@@ -45,10 +53,19 @@ from vision_reference.machine import (
     sum_over_ranks,
 )
 from vision_reference.metrics import MetricsFile, Outcomes, ProgressLine, TrainingAverages, correct_in_top
-from vision_reference.networks import checkpoints
-from vision_reference.networks.by_name import build_filled, read_state
-from vision_reference.networks.description import describe_run
-from vision_reference.networks.heads import check_input_sizes
+from vision_reference.networks import checkpoints, heads
+from vision_reference.networks.by_name import (
+    build_filled,
+    build_model,
+    comparable_classes,
+    match_classes,
+    read_state,
+    saved_classes,
+)
+from vision_reference.networks.description import describe_run, from_checkpoint
+from vision_reference.run_folder import begin_epochs, goes_back, open_run_folder
+
+GO_ON = "the same command with --resume auto goes on after the last finished epoch"
 
 
 def train_one_epoch(
@@ -58,6 +75,9 @@ def train_one_epoch(
 
     Returns:
         Averages over the epoch and all processes: loss, kd, ce, acc1 (percent); and images_per_second.
+
+    Raises:
+        UserError: the loss or the weights are no finite numbers any more.
     """
     student, optimizer, scaler, ema = learner.student, learner.optimizer, learner.scaler, learner.ema
     student.train()
@@ -65,6 +85,7 @@ def train_one_epoch(
     averages = TrainingAverages(machine.device)
     progress = ProgressLine(epoch, args.epochs, len(loader), args.print_freq)
     shown, images_seen, taught = averages.sums.clone(), 0, bool(args.teacher or args.soft_labels)
+    misled = torch.zeros((), device=machine.device)  # steps in which the teacher's logits were not finite
     for step, (images, targets, *answers) in enumerate(loader):
         learner.schedule.step_to(epoch, step, len(loader))
         with machine.autocast():
@@ -93,13 +114,35 @@ def train_one_epoch(
                 ema.n_averaged.zero_()  # the average begins, as a copy, when the warm-up is over
 
         averages.add(losses, logits, targets)
+        if answers:
+            misled += ~answers[0].isfinite().all()
         images_seen += loader.step_sizes[step]
         if machine.rank.is_main and progress.due(step):
             lr = optimizer.param_groups[0]["lr"]
             print(progress.text(step, lr, averages.means(since=shown), images_seen, taught), flush=True)
             shown = averages.sums.clone()
+    check_finite(learner, averages.global_means()["loss"], misled, epoch)
     seconds = time.perf_counter() - progress.start
     return {**averages.global_means(), "images_per_second": images_seen / seconds}
+
+
+def check_finite(learner: Learner, loss: float, misled: torch.Tensor, epoch: int) -> None:
+    """The loss of an epoch and the weights after its last update are numbers; the error says whose fault it is.
+
+    Raises:
+        UserError: they are not.
+    """
+    # All processes have the same weights, but not the same teacher's answers.
+    if steps := int(sum_over_ranks(misled)):
+        raise UserError(
+            f"the teacher's logits were not finite in {steps} steps of epoch {epoch}; its weights are damaged, or --amp "
+            "does not suit it"
+        )
+    if not math.isfinite(loss):
+        raise UserError(f"the loss is {loss} in epoch {epoch}; lower --lr or set --clip-grad-norm")
+    for model in (learner.model, learner.ema):
+        if model is not None and not all(bool(tensor.isfinite().all()) for tensor in model.state_dict().values()):
+            raise UserError(f"the last update of epoch {epoch} diverged; lower --lr or set --clip-grad-norm")
 
 
 @torch.inference_mode()
@@ -172,97 +215,223 @@ def save(output: Path, learner: Learner, args: argparse.Namespace, epoch: int, r
     checkpoints.prune_epoch_checkpoints(output, args.keep_checkpoints)
 
 
-def main(args: argparse.Namespace) -> None:
-    """Train, or with ``--test-only`` evaluate."""
-    machine = choose_machine(args)
-    rank, output = machine.rank, Path(args.output_dir)
-    output.mkdir(parents=True, exist_ok=True)
-    resume = checkpoints.resolve_resume(args.resume, output)
-    checkpoint = checkpoints.read_checkpoint(resume) if resume and not args.test_only else None
-    fix_randomness(args, checkpoint, rank)
+def start_network(args: argparse.Namespace, classes: list[str], rank: Rank) -> nn.Module:
+    """The network that a new run starts from: drawn, or with the weights of ``--init-weights`` or ``--weights``.
 
-    train_loader, val_loader, classes = build_loaders(args, rank, machine.device, machine.memory_format)
-    sizes = {args.val_crop_size} if args.test_only else {args.train_crop_size, args.val_crop_size}
-    start = str(resume or args.init_weights or args.weights or "")
-    if checkpoint:
-        state = checkpoints.weights_in(checkpoint, args.model, source=start)
+    Raises:
+        UserError: there are no such weights, or they do not fit.
+    """
+    source = args.init_weights or args.weights
+    if not source:
+        return build_model(args.model, len(classes))
+    state, description = read_state(source, args.model)
+    saved = saved_classes(args.model, state, source)
+    model = build_filled(args.model, saved, state, source)
+    same = not comparable_classes(description, classes) or set(description.classes or ()) == set(classes)
+    if saved == len(classes) and same:
+        for note in match_classes(model, description, classes):
+            rank.say(note)
+        return model
+    named = f" ({heads.some(description.classes)})" if description.classes else ""
+    rank.say(f"note: the head of {source}, of {saved} classes{named}, is dropped: the data has {len(classes)} others")
+    return heads.replace_head(model, len(classes))
+
+
+def resumed_network(args: argparse.Namespace, checkpoint: dict, source: str, classes: list[str]) -> nn.Module:
+    """The network of a checkpoint that training goes on from.
+
+    Raises:
+        UserError: it is another network or was trained on other classes, or on these in another order.
+    """
+    description = from_checkpoint(checkpoint, source)
+    if description.classes and heads.class_order(description.classes, classes, source) is not None:
+        raise UserError(
+            f"'{source}' has the data's classes in another order, and its optimizer cannot be rearranged; start a new "
+            "run from it with --init-weights"
+        )
+    state = checkpoints.weights_in(checkpoint, args.model, source=source)
+    return build_filled(args.model, len(classes), state, source)
+
+
+def add_teacher(loader: Loader, args: argparse.Namespace, classes: list[str], machine: Machine) -> TeacherLoader:
+    """Batches with the answers of ``--teacher``.
+
+    Raises:
+        UserError: it cannot be read or cannot teach these classes.
+    """
+    trained = read_teacher(
+        args.teacher, args.teacher_weights, classes, PRESETS[args.preset], temperatures=[args.kd_temperature]
+    )
+    heads.check_input_sizes("teacher", args.teacher, trained.network, {args.train_crop_size, args.val_crop_size})
+    for note in trained.notes:
+        machine.rank.say(note)
+    teacher = Teacher(
+        trained.network,
+        machine.device,
+        machine.memory_format,
+        machine.autocast,
+        compile=args.compile,
+        renormalize=trained.renormalize,
+    )
+    return TeacherLoader(loader, teacher)
+
+
+def resume(learner: Learner, checkpoint: dict, source: str, args: argparse.Namespace, rank: Rank) -> None:
+    """Bring optimizer, schedule, average and random generators to where ``checkpoint`` left them.
+
+    Raises:
+        UserError: a part is damaged or does not fit the flags.
+    """
+    learner.load_state_dict(checkpoint, source)
+    if changes := changed_flags(checkpoint["args"], vars(args)):
+        rank.say(f"note: going on with other flags than before: {changes}")
+    rngs = checkpoint.get("rng", [])
+    if len(rngs) == rank.world_size:
+        checkpoints.restore_rng(rngs[rank.rank])
     else:
-        state = read_state(start, args.model)[0] if start else None
-    model = build_filled(args.model, len(classes), state, start, new_head=not (resume or args.test_only))
-    check_input_sizes("student" if args.teacher or args.soft_labels else "model", args.model, model, sizes)
-    model.to(machine.device, memory_format=machine.memory_format)
-    if args.test_only:
-        result = evaluate(model, val_loader, machine, args.label_smoothing, args.max_suppression)
-        rank.say(f"Test: loss {result['loss']:.4f}  Acc@1 {result['acc1']:.3f}  Acc@5 {result['acc5']:.3f}")
-        return
+        rank.say(f"note: {source} has random states of {len(rngs)} processes, not {rank.world_size}; drawing anew")
 
+
+def run_epoch(
+    learner: Learner, train_loader: Loader, val_loader: Loader, machine: Machine, args: argparse.Namespace, epoch: int
+) -> tuple[dict, np.ndarray]:
+    """Train for an epoch and evaluate; the epoch's record, and which validation images the model then gets right.
+
+    Raises:
+        UserError: the run diverged.
+    """
+    began = time.perf_counter()
+    try:
+        trained = train_one_epoch(learner, train_loader, machine, args, epoch)
+    except ValueError as error:
+        if "more than 1 value per channel" not in str(error):
+            raise
+        raise UserError("batch normalization cannot learn from a batch of one image; raise --batch-size") from None
+    outcomes = Outcomes()
+    val = evaluate(learner.network, val_loader, machine, args.label_smoothing, args.max_suppression, outcomes)
+    record = {
+        "epoch": epoch,
+        "lr": learner.optimizer.param_groups[0]["lr"],
+        "train_loss": trained["loss"],
+        "kd_loss": trained["kd"],
+        "ce_loss": trained["ce"],
+        "train_acc1": trained["acc1"],
+        "val_loss": val["loss"],
+        "val_acc1": val["acc1"],
+        "val_acc5": val["acc5"],
+        "images_per_second": trained["images_per_second"],
+    }
+    if learner.ema is not None:
+        val = evaluate(learner.ema, val_loader, machine, args.label_smoothing, args.max_suppression)
+        record |= {"ema_val_loss": val["loss"], "ema_val_acc1": val["acc1"], "ema_val_acc5": val["acc5"]}
+    record["seconds"] = time.perf_counter() - began
+    return record, outcomes.gather()
+
+
+def evaluate_checkpoint(args: argparse.Namespace, machine: Machine) -> None:
+    """``--test-only``: exact accuracy of a checkpoint of any origin, its images prepared as it says.
+
+    Raises:
+        UserError: there are no weights, or they were trained on other classes than the data has.
+    """
+    rank = machine.rank
+    source = str(checkpoints.resolve_resume(args.resume, args.output_dir) or args.init_weights or args.weights or "")
+    if not source:
+        raise UserError(f"--resume auto: there is no checkpoint.pth in '{args.output_dir}' to evaluate")
+    state, description = read_state(source, args.model if "model" in args.given else None, ema=args.model_ema)
+    args.model = args.model if "model" in args.given else description.arch or args.model
+    for note in follow_description(args, description):
+        rank.say(note)
+    fix_randomness(args, None, rank)
+    _, loader, classes = build_loaders(args, rank, machine.device, machine.memory_format)
+    model = build_filled(args.model, len(classes), state, source)
+    for note in match_classes(model, description, classes):
+        rank.say(note)
+    heads.check_input_sizes("model", args.model, model, {args.val_crop_size})
+    model.to(machine.device, memory_format=machine.memory_format)
+    result = evaluate(model, loader, machine, args.label_smoothing, args.max_suppression)
+    rank.say(f"Test: loss {result['loss']:.4f}  Acc@1 {result['acc1']:.3f}  Acc@5 {result['acc5']:.3f}")
+
+
+def train(args: argparse.Namespace, machine: Machine) -> None:
+    """Train, or go on training, and keep what comes of it in ``--output-dir``.
+
+    Raises:
+        UserError: a mistake in flags, data or files, or a run that diverged.
+    """
+    rank, output = machine.rank, Path(args.output_dir)
+    source = checkpoints.resolve_resume(args.resume, output)
+    checkpoint = checkpoints.read_checkpoint(source) if source else None
+    if args.resume == "auto" and not source:
+        rank.say(f"note: no checkpoint in '{output}' to go on from; starting anew")
+    fix_randomness(args, checkpoint, rank)
+    train_loader, val_loader, classes = build_loaders(args, rank, machine.device, machine.memory_format)
+    model = (
+        resumed_network(args, checkpoint, str(source), classes) if checkpoint else start_network(args, classes, rank)
+    )
+    sizes = {args.train_crop_size, args.val_crop_size}
+    heads.check_input_sizes("student" if args.teacher or args.soft_labels else "model", args.model, model, sizes)
+    model.to(machine.device, memory_format=machine.memory_format)
     if args.teacher:
-        state, _ = read_state(args.teacher_weights, args.teacher)
-        network = build_filled(args.teacher, len(classes), state, args.teacher_weights, new_head=False)
-        check_input_sizes("teacher", args.teacher, network, sizes)
-        teacher = Teacher(network, machine.device, machine.memory_format, machine.autocast, compile=args.compile)
-        train_loader = TeacherLoader(train_loader, teacher)
+        train_loader = add_teacher(train_loader, args, classes, machine)
     learner = build_learner(model, args, rank, machine.device, machine.amp_dtype)
     # Processes draw differently (dropout, stochastic depth); a resumed one goes on where it stopped.
     seed_generators(combine_seeds(args.seed, rank.rank))
-    start_epoch, best = args.start_epoch, {"acc1": -1.0, "acc5": -1.0, "epoch": -1}
+    nothing = {"acc1": -1.0, "acc5": -1.0, "epoch": -1}
+    start_epoch, best = args.start_epoch, nothing
     if checkpoint:
-        learner.load_state_dict(checkpoint, str(resume))
-        start_epoch, best = checkpoint["epoch"] + 1, checkpoint.get("best", best)
-        if changes := changed_flags(checkpoint["args"], vars(args)):
-            rank.say(f"note: going on with other flags than before: {changes}")
-        rngs = checkpoint.get("rng", [])
-        if len(rngs) == rank.world_size:
-            checkpoints.restore_rng(rngs[rank.rank])
-        else:
-            rank.say(f"note: {resume} has random states of {len(rngs)} processes, not {rank.world_size}; drawing anew")
+        resume(learner, checkpoint, str(source), args, rank)
+        start_epoch, best = checkpoint["epoch"] + 1, checkpoint["best"]
     if start_epoch >= args.epochs:
-        rank.say(f"nothing to do: {resume} has all {args.epochs} epochs")
+        had = f"{source} has" if checkpoint else f"--start-epoch {start_epoch} leaves none of"
+        rank.say(f"nothing to do: {had} all {args.epochs} epochs" if args.epochs else "nothing to do: --epochs is 0")
         return
 
-    metrics = MetricsFile(output / "metrics.jsonl", start_epoch) if rank.is_main else None
+    if not (output / "best.pth").is_file():  # going on in another folder: it is to have one of its own
+        best = nothing
+    if goes_back(output, start_epoch):
+        if not args.overwrite:
+            raise UserError(
+                f"'{output}' has later epochs than {source}, which going back would replace: give --overwrite, or "
+                "another --output-dir"
+            )
+        best = nothing
+    if rank.is_main:
+        begin_epochs(
+            output, vars(args), start_epoch, resumed=bool(source) and source.resolve().parent == output.resolve()
+        )
+        metrics = MetricsFile(output / "metrics.jsonl", start_epoch)
     for epoch in range(start_epoch, args.epochs):
-        began = time.perf_counter()
-        trained = train_one_epoch(learner, train_loader, machine, args, epoch)
-        if not math.isfinite(trained["loss"]):
-            raise UserError(f"the loss is {trained['loss']} in epoch {epoch}; lower --lr or set --clip-grad-norm")
-        outcomes = Outcomes()
-        val = evaluate(learner.network, val_loader, machine, args.label_smoothing, args.max_suppression, outcomes)
-        record = {
-            "epoch": epoch,
-            "lr": learner.optimizer.param_groups[0]["lr"],
-            "train_loss": trained["loss"],
-            "kd_loss": trained["kd"],
-            "ce_loss": trained["ce"],
-            "train_acc1": trained["acc1"],
-            "val_loss": val["loss"],
-            "val_acc1": val["acc1"],
-            "val_acc5": val["acc5"],
-            "images_per_second": trained["images_per_second"],
-        }
-        if learner.ema is not None:
-            val = evaluate(learner.ema, val_loader, machine, args.label_smoothing, args.max_suppression)
-            record |= {"ema_val_loss": val["loss"], "ema_val_acc1": val["acc1"], "ema_val_acc5": val["acc5"]}
-        if val["acc1"] > best["acc1"]:
-            best = {"acc1": val["acc1"], "acc5": val["acc5"], "epoch": epoch}
+        record, right = run_epoch(learner, train_loader, val_loader, machine, args, epoch)
+        kind = "ema_val" if learner.ema is not None else "val"
+        acc1, acc5 = record[f"{kind}_acc1"], record[f"{kind}_acc5"]
+        if acc1 > best["acc1"]:
+            best = {"acc1": acc1, "acc5": acc5, "epoch": epoch}
         rngs = gather_objects(checkpoints.capture_rng())
-        right = outcomes.gather()
         if rank.is_main:
-            record["seconds"] = time.perf_counter() - began
             # The record comes first: should the checkpoint not follow, a resumed run repeats the epoch and its record.
             metrics.append(record)
-            with atomic_file(output / "outcomes.npy") as file:  # which validation images this epoch's model gets right
+            with atomic_file(output / "outcomes.npy") as file:
                 np.save(file, right)
-            accuracy = {"acc1": record["val_acc1"], "acc5": record["val_acc5"]}
-            if learner.ema is not None:
-                accuracy |= {"ema_acc1": record["ema_val_acc1"], "ema_acc5": record["ema_val_acc5"]}
+            accuracy = {name.replace("val_", ""): value for name, value in record.items() if "val_acc" in name}
             description = describe_run(vars(args), classes, accuracy)
             save(output, learner, args, epoch, {"best": best, "rng": rngs, "description": description})
         rank.say(
-            f"Epoch {epoch + 1}/{args.epochs} done in {time.perf_counter() - began:.1f} s: "
-            f"Acc@1 {val['acc1']:.3f}  Acc@5 {val['acc5']:.3f}  (best {best['acc1']:.3f} in epoch {best['epoch'] + 1})"
+            f"Epoch {epoch + 1}/{args.epochs} done in {record['seconds']:.1f} s: "
+            f"Acc@1 {acc1:.3f}  Acc@5 {acc5:.3f}  (best {best['acc1']:.3f} in epoch {best['epoch'] + 1})"
         )
 
 
+def main(args: argparse.Namespace) -> None:
+    """Train, or with ``--test-only`` evaluate."""
+    machine = choose_machine(args)
+    if args.test_only:
+        return evaluate_checkpoint(args, machine)
+    output = Path(args.output_dir)
+    hold = open_run_folder(output, args.resume, overwrite=args.overwrite) if machine.rank.is_main else nullcontext()
+    with hold:
+        train(args, machine)
+
+
 if __name__ == "__main__":
-    run_command("train.py", lambda: main(parse_args()))
+    run_command("train.py", lambda: main(parse_args()), go_on=GO_ON)

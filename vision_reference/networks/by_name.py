@@ -1,5 +1,7 @@
 """Networks by name, for students and teachers alike."""
 
+import re
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -52,33 +54,22 @@ def _build_timm_model(name: str, num_classes: int) -> nn.Module:
     return timm.create_model(name, num_classes=num_classes)
 
 
-def build_filled(
-    name: str, num_classes: int, state: dict[str, Tensor] | None, source: str, *, new_head: bool
-) -> nn.Module:
-    """Network ``name`` with ``num_classes`` classes, filled with the state dict ``state`` (None: left as initialized).
+def build_filled(name: str, num_classes: int, state: dict[str, Tensor], source: str) -> nn.Module:
+    """Network ``name`` with ``num_classes`` classes, filled with the state dict ``state``.
 
     Auxiliary heads are left out on both sides: they only ever serve training, and no loss here uses them.
 
     Args:
         source: names ``state`` in errors.
-        new_head: where ``state`` has another number of classes, replace the last layer by a fresh one instead of
-            refusing: the beginning of transfer learning.
 
     Raises:
         UserError: no such network, or ``state`` does not fit.
     """
-    if state is None:
-        return build_model(name, num_classes)
-    state = {key: value for key, value in state.items() if not key.startswith(_AUXILIARY_PREFIXES)}
-    shaped = _without_memory(name, num_classes)
-    if new_head:
-        heads.shape_heads_like(shaped, state)
+    state = _without_auxiliary_heads(state)
     # Shapes are compared before the network is made: a small file that claims to be a huge one costs nothing.
-    checkpoints.check_shapes(shaped, state, source)
-    model = build_model(name, heads.class_count(shaped))
+    checkpoints.check_shapes(_without_memory(name, num_classes), state, source)
+    model = build_model(name, num_classes)
     checkpoints.load_weights(model, state, source)
-    if heads.class_count(model) != num_classes:
-        heads.replace_head(model, num_classes)
     return model
 
 
@@ -88,10 +79,14 @@ def saved_classes(name: str, state: dict[str, Tensor], source: str) -> int:
     Raises:
         UserError: no such network, or ``state`` does not fit it.
     """
-    state = {key: value for key, value in state.items() if not key.startswith(_AUXILIARY_PREFIXES)}
+    state = _without_auxiliary_heads(state)
     shaped = heads.shape_heads_like(_without_memory(name, 1), state)
     checkpoints.check_shapes(shaped, state, source)
     return heads.class_count(shaped)
+
+
+def _without_auxiliary_heads(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {key: value for key, value in state.items() if not key.startswith(_AUXILIARY_PREFIXES)}
 
 
 def _without_memory(name: str, num_classes: int) -> nn.Module:
@@ -125,8 +120,38 @@ def load_network(source: str | Path, arch: str | None = None, *, ema: bool = Fal
     classes = saved_classes(name, state, source)
     if description.classes and len(description.classes) != classes:
         raise UserError(f"'{source}' is damaged: it names {len(description.classes)} classes and has {classes}")
-    model = build_filled(name, classes, state, source, new_head=False)
+    model = build_filled(name, classes, state, source)
     return model.eval(), replace(description, arch=name).completed()
+
+
+def match_classes(network: nn.Module, description: Description, classes: Sequence[str]) -> list[str]:
+    """Have logit i of ``network`` mean class i of the data, by name; returns lines to tell the user.
+
+    Args:
+        network: changed in place where its classes stand in another order.
+        description: of its weights.
+        classes: of the data.
+
+    Raises:
+        UserError: the network was trained on other classes.
+    """
+    if not comparable_classes(description, classes):
+        if all(re.fullmatch(r"n\d{8}", name) for name in classes):  # ImageNet's folders, in the order all use
+            return []
+        taken = f"they are taken to be the data's {len(classes)}, in the same order"
+        return [f"note: {description.source} does not name its classes as the data does; {taken}"]
+    order = heads.class_order(description.classes, classes, description.source)
+    if order is None:
+        return []
+    heads.reorder_classes(network, order)
+    return [f"note: {description.source} has the data's classes in another order; they are matched by name"]
+
+
+def comparable_classes(description: Description, classes: Sequence[str]) -> bool:
+    """Whether the class names of weights and data can be compared: torchvision's are words, folders have others."""
+    if description.classes is None:
+        return False
+    return find_weights(description.source) is None or set(description.classes) == set(classes)
 
 
 def read_description(source: str | Path, arch: str | None = None) -> Description:

@@ -27,17 +27,19 @@ What ``train.py`` writes is torchvision's format with more in it:
 """
 
 import hashlib
+import math
 import random
 import re
 from collections.abc import Mapping
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from vision_reference.errors import UserError
-from vision_reference.files import atomic_file
+from vision_reference.files import atomic_file, remove_partials
 from vision_reference.networks.description import recorded_arch, recorded_args
 from vision_reference.networks.heads import last_layer
 from vision_reference.networks.untrusted import ACCEPTED, OWN_MARK, load_file
@@ -90,14 +92,27 @@ def read_checkpoint(path: str | Path) -> dict:
             have no ``lr_scheduler``).
     """
     checkpoint = load_checkpoint(path)
-    keys = ("model", "optimizer", "lr_scheduler", "epoch")
-    missing = [key for key in keys if not isinstance(checkpoint, dict) or key not in checkpoint]
+    kinds = {"model": Mapping, "optimizer": Mapping, "lr_scheduler": Mapping, "epoch": int}
+    missing = [key for key in kinds if not isinstance(checkpoint, dict) or key not in checkpoint]
     if missing:
         raise UserError(
             f"'{path}' has no {', '.join(missing)}, so training cannot go on from it; evaluate it with --test-only, or "
             "start a new run from its weights with --init-weights"
         )
-    return {**checkpoint, "args": recorded_args(checkpoint)}
+    kinds |= {"rng": list, "best": Mapping, "scaler": Mapping, "model_ema": Mapping, "description": Mapping}
+    odd = [key for key, kind in kinds.items() if key in checkpoint and not isinstance(checkpoint[key], kind)]
+    if odd or checkpoint["epoch"] < 0:
+        raise UserError(f"'{path}' is damaged: its {', '.join(odd) or 'epoch'} is not what training writes there")
+    return {**checkpoint, "args": recorded_args(checkpoint), "best": _best(checkpoint.get("best"), path)}
+
+
+def _best(best: Mapping | None, path: str | Path) -> dict:
+    """``acc1``, ``acc5`` and ``epoch`` of the best evaluation so far; files of others tell none."""
+    nothing = {"acc1": -1.0, "acc5": -1.0, "epoch": -1}
+    best = nothing if best is None else {name: best.get(name) for name in nothing}
+    if not all(isinstance(value, int | float) and math.isfinite(value) for value in best.values()):
+        raise UserError(f"'{path}' is damaged: its best result is {best}")
+    return best
 
 
 def read_weights(path: str | Path, arch: str | None, *, ema: bool = False) -> dict[str, Tensor]:
@@ -179,18 +194,39 @@ def check_shapes(model: nn.Module, state_dict: Mapping[str, Tensor], source: str
 def save_atomically(obj: object, path: str | Path) -> None:
     """``torch.save`` that never leaves half a file: after a crash ``path`` holds the new content or the old one.
 
-    A dict gets a checksum of its content, which ``load_checkpoint`` compares.
+    A dict gets a checksum of its content, which ``load_checkpoint`` compares. Only one process may save to a path:
+    what an earlier one left behind, killed while it saved, is removed.
 
-    Also removes what an earlier process, killed while it saved under this name, left behind; so only one process may
-    save to a path.
+    Raises:
+        OSError: as writing a file, with its path.
     """
     path = Path(path)
-    for leftover in path.parent.glob(f".{path.name}.*.partial"):
-        leftover.unlink(missing_ok=True)
+    remove_partials(path.parent, path.name)
     if isinstance(obj, dict):
         obj = {**obj, _CHECKSUM: checksum(obj)}
     with atomic_file(path) as file:
-        torch.save(obj, file)
+        writer = _Writer(file)
+        try:
+            torch.save(obj, writer)
+        except Exception:
+            if writer.error is not None:
+                raise OSError(writer.error.errno, writer.error.strerror, str(path)) from None
+            raise
+
+
+class _Writer:
+    """A file to ``torch.save``, which answers a full disk with an error of its own that does not say so."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self.file = file
+        self.error: OSError | None = None
+
+    def write(self, data: bytes) -> int:
+        try:
+            return self.file.write(data)
+        except OSError as error:
+            self.error = error
+            raise
 
 
 def prune_epoch_checkpoints(output_dir: str | Path, keep: int) -> None:
@@ -245,15 +281,22 @@ def capture_rng() -> dict:
 
 
 def restore_rng(state: Mapping) -> None:
-    """Set all generators to what ``capture_rng`` saw; devices that are absent here, or were there, are passed over."""
-    saved = state["python"]
-    random.setstate((saved["version"], tuple(saved["words"].tolist()), saved["gauss"]))
-    if saved := state.get("numpy"):  # older checkpoints have it only where numpy was in use
-        words = np.array(saved["words"].tolist(), dtype=np.uint32)
-        np.random.set_state(("MT19937", words, saved["position"], saved["has_gauss"], saved["gauss"]))
-    torch.set_rng_state(state["torch"])
-    for device, device_state in zip(range(torch.cuda.device_count()), state["cuda"], strict=False):
-        torch.cuda.set_rng_state(device_state, device)
+    """Set all generators to what ``capture_rng`` saw; devices that are absent here, or were there, are passed over.
+
+    Raises:
+        UserError: it is no such state.
+    """
+    try:
+        saved = state["python"]
+        random.setstate((saved["version"], tuple(saved["words"].tolist()), saved["gauss"]))
+        if saved := state.get("numpy"):  # older checkpoints have it only where numpy was in use
+            words = np.array(saved["words"].tolist(), dtype=np.uint32)
+            np.random.set_state(("MT19937", words, saved["position"], saved["has_gauss"], saved["gauss"]))
+        torch.set_rng_state(state["torch"])
+        for device, device_state in zip(range(torch.cuda.device_count()), state["cuda"], strict=False):
+            torch.cuda.set_rng_state(device_state, device)
+    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError, OverflowError) as error:
+        raise UserError(f"the states of the random generators are damaged ({' '.join(str(error).split())})") from None
 
 
 def _find_state_dict(checkpoint: object, source: str, ema: bool) -> Mapping:

@@ -4,7 +4,7 @@ Everything here works on the networks that ``torchvision.models`` lists for clas
 last layer is a ``Linear`` or ``Conv2d`` that was registered last.
 """
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 
 import torch
 from torch import nn
@@ -77,6 +77,44 @@ def _resized(old: nn.Linear | nn.Conv2d, num_classes: int) -> nn.Linear | nn.Con
     if isinstance(old, nn.Linear):
         return nn.Linear(old.in_features, num_classes, **same)
     return nn.Conv2d(old.in_channels, num_classes, old.kernel_size, stride=old.stride, padding=old.padding, **same)
+
+
+def class_order(of_weights: Sequence[str], of_data: Sequence[str], source: str) -> list[int] | None:
+    """Where each class of the data stands among those that weights were trained on; None if all stand where they do.
+
+    Args:
+        of_weights, of_data: class names in the order of logits and of labels.
+        source: names the weights in errors.
+
+    Raises:
+        UserError: the names differ by more than their order.
+    """
+    places = {name: place for place, name in enumerate(of_weights)}
+    unknown = [name for name in of_data if name not in places]
+    if unknown or len(places) != len(of_data):
+        only_there = sorted(set(of_weights) - set(of_data))
+        parts = [f"only in the data: {some(unknown)}"] * bool(unknown)
+        parts += [f"only in the weights: {some(only_there)}"] * bool(only_there)
+        raise UserError(
+            f"'{source}' was trained on other classes than the data has ({'; '.join(parts)}); give weights of these "
+            "classes, or rename the class folders"
+        )
+    order = [places[name] for name in of_data]
+    return None if order == list(range(len(order))) else order
+
+
+def reorder_classes(model: nn.Module, order: Sequence[int]) -> None:
+    """Makes logit i of ``model`` what logit ``order[i]`` was, in place: the last layer's rows change places."""
+    layer = last_layer(model)[1]
+    with torch.no_grad():
+        for parameter in (layer.weight, layer.bias):
+            if parameter is not None:
+                parameter.copy_(parameter[list(order)])
+
+
+def some(names: Sequence[str], most: int = 5) -> str:
+    """A list of names for a line: the first of them, and how many more there are."""
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
 def shape_heads_like(model: nn.Module, state: dict[str, torch.Tensor]) -> nn.Module:
