@@ -6,6 +6,7 @@ Nothing here imports torch, so that ``--help`` and mistakes are answered at once
 
 import argparse
 import math
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING

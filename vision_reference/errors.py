@@ -18,6 +18,7 @@ import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)  # what ends a run that was right
 _HINTS = {
     errno.ENOSPC: "free some space",
     errno.EDQUOT: "free some of your quota",
@@ -89,7 +90,8 @@ def _ending(error: BaseException, go_on: str) -> tuple[int | None, str]:
         files = " -> ".join(f"'{file}'" for file in (error.filename, error.filename2) if file is not None)
         hint = _HINTS.get(error.errno or 0)
         reason = error.strerror or " ".join(str(error).split()) or type(error).__name__
-        return 2, "error: " + (f"{files}: " if files else "") + reason + (f"; {hint}" if hint else "") + after
+        hint = f"; {hint}" if hint else ""
+        return 2, "error: " + (f"{files}: " if files else "") + reason + hint + after * (error.errno in _FULL)
     return None, ""
 
 

@@ -11,8 +11,6 @@
     python vision_reference/train.py --data-path DATA --model resnet18 --test-only --resume student/best.pth
 """
 
-
-
 import argparse
 import math
 import os
@@ -53,15 +51,7 @@ from vision_reference.machine import (
     sum_over_ranks,
 )
 from vision_reference.metrics import MetricsFile, Outcomes, ProgressLine, TrainingAverages, correct_in_top
-from vision_reference.networks import checkpoints, heads
-from vision_reference.networks.by_name import (
-    build_filled,
-    build_model,
-    comparable_classes,
-    match_classes,
-    read_state,
-    saved_classes,
-)
+from vision_reference.networks import by_name, checkpoints, heads
 from vision_reference.networks.description import describe_run, from_checkpoint
 from vision_reference.run_folder import begin_epochs, goes_back, open_run_folder
 
@@ -135,8 +125,8 @@ def check_finite(learner: Learner, loss: float, misled: torch.Tensor, epoch: int
     # All processes have the same weights, but not the same teacher's answers.
     if steps := int(sum_over_ranks(misled)):
         raise UserError(
-            f"the teacher's logits were not finite in {steps} steps of epoch {epoch}; its weights are damaged, or --amp "
-            "does not suit it"
+            f"the teacher's logits were not finite in {steps} steps of epoch {epoch}; its weights are damaged, or "
+            "--amp does not suit it"
         )
     if not math.isfinite(loss):
         raise UserError(f"the loss is {loss} in epoch {epoch}; lower --lr or set --clip-grad-norm")
@@ -223,13 +213,13 @@ def start_network(args: argparse.Namespace, classes: list[str], rank: Rank) -> n
     """
     source = args.init_weights or args.weights
     if not source:
-        return build_model(args.model, len(classes))
-    state, description = read_state(source, args.model)
-    saved = saved_classes(args.model, state, source)
-    model = build_filled(args.model, saved, state, source)
-    same = not comparable_classes(description, classes) or set(description.classes or ()) == set(classes)
+        return by_name.build_model(args.model, len(classes))
+    state, description = by_name.read_state(source, args.model)
+    saved = by_name.saved_classes(args.model, state, source)
+    model = by_name.build_filled(args.model, saved, state, source)
+    same = not by_name.comparable_classes(description, classes) or set(description.classes or ()) == set(classes)
     if saved == len(classes) and same:
-        for note in match_classes(model, description, classes):
+        for note in by_name.match_classes(model, description, classes):
             rank.say(note)
         return model
     named = f" ({heads.some(description.classes)})" if description.classes else ""
@@ -250,7 +240,7 @@ def resumed_network(args: argparse.Namespace, checkpoint: dict, source: str, cla
             "run from it with --init-weights"
         )
     state = checkpoints.weights_in(checkpoint, args.model, source=source)
-    return build_filled(args.model, len(classes), state, source)
+    return by_name.build_filled(args.model, len(classes), state, source)
 
 
 def add_teacher(loader: Loader, args: argparse.Namespace, classes: list[str], machine: Machine) -> TeacherLoader:
@@ -338,14 +328,14 @@ def evaluate_checkpoint(args: argparse.Namespace, machine: Machine) -> None:
     source = str(checkpoints.resolve_resume(args.resume, args.output_dir) or args.init_weights or args.weights or "")
     if not source:
         raise UserError(f"--resume auto: there is no checkpoint.pth in '{args.output_dir}' to evaluate")
-    state, description = read_state(source, args.model if "model" in args.given else None, ema=args.model_ema)
+    state, description = by_name.read_state(source, args.model if "model" in args.given else None, ema=args.model_ema)
     args.model = args.model if "model" in args.given else description.arch or args.model
     for note in follow_description(args, description):
         rank.say(note)
     fix_randomness(args, None, rank)
     _, loader, classes = build_loaders(args, rank, machine.device, machine.memory_format)
-    model = build_filled(args.model, len(classes), state, source)
-    for note in match_classes(model, description, classes):
+    model = by_name.build_filled(args.model, len(classes), state, source)
+    for note in by_name.match_classes(model, description, classes):
         rank.say(note)
     heads.check_input_sizes("model", args.model, model, {args.val_crop_size})
     model.to(machine.device, memory_format=machine.memory_format)

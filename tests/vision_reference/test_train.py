@@ -29,7 +29,7 @@ from vision_reference.learner import build_learner
 from vision_reference.loaders import MixingLoader, TeacherLoader, TorchvisionLoader
 from vision_reference.machine import Machine, Rank
 from vision_reference.metrics import Outcomes
-from vision_reference.networks import by_name
+from vision_reference.networks import by_name, heads
 from vision_reference.networks.checkpoints import load_file
 from vision_reference.train import evaluate, train_one_epoch
 
@@ -213,7 +213,8 @@ def straight_run(train, student_flags, tmp_path_factory):
 def test_the_files_of_a_run_are_those_the_readme_names(straight_run, metrics):
     folder, text = straight_run
     assert sorted(file.name for file in folder.iterdir()) == [
-        "best.pth", "checkpoint.pth", "metrics.jsonl", "model_3.pth", "outcomes.npy",
+        "args.json", "best.pth", "checkpoint.pth", "environment.json", "log.txt", "metrics.jsonl", "model_3.pth",
+        "outcomes.npy",
     ]  # fmt: skip
     records = metrics(folder)
     outcomes = np.load(folder / "outcomes.npy")
@@ -288,7 +289,7 @@ def test_a_resumed_run_draws_what_an_undisturbed_one_draws(train, tmp_path, monk
     if loader == "dali":
         pytest.importorskip("nvidia.dali")
     monkeypatch.setattr(by_name, "build_model", tiny_network_with_dropout)
-    monkeypatch.setattr(training, "check_input_sizes", lambda *_: None)
+    monkeypatch.setattr(heads, "check_input_sizes", lambda *_: None)
     flags = ["--workers", workers, "--loader", loader, "--mixup-alpha", 0.2, "--epochs", 3, "--lr", 0.01]
     flags += ["--model-ema", "--model-ema-steps", 2, "--model-ema-decay", 0.99]
     train(*flags, "--output-dir", tmp_path / "straight")
@@ -344,7 +345,7 @@ def test_two_processes_train_as_one_does_on_the_same_global_batches(train, tmp_p
         "import torchvision, vision_reference.networks.by_name as m, vision_reference.train as t\n"
         "from torch import nn\n"
         "m.build_model = lambda name, classes: nn.Sequential(nn.Flatten(), nn.Linear(3072, classes))\n"
-        "t.check_input_sizes = lambda *a: None\n"
+        "t.heads.check_input_sizes = lambda *a: None\n"
         "t.main(t.parse_args())\n"
     )
     results = {}
@@ -443,7 +444,7 @@ def test_scaled_learning_rate_is_linear_in_the_global_batch():
         ("--model resnet19", "unknown model 'resnet19'; allowed: torchvision's classification models, such as resnet"),
         ("--teacher resnet18", "--teacher needs --teacher-weights"),
         ("--kd-temperature 2", "--kd-temperature was given without --teacher"),
-        ("--kd-temperature 0", "argument --kd-temperature: '0' is not a number above 0"),
+        ("--kd-temperature 0", "argument --kd-temperature: '0' is not a number from 0.01 to 1000"),
         ("--kd-weight 1.5", "argument --kd-weight: '1.5' is not a number from 0 to 1"),
         ("--label-smoothing -1", "argument --label-smoothing: '-1' is not a number from 0 to 1"),
         ("--lr-scheduler poly", "unknown --lr-scheduler 'poly'; allowed: steplr, multisteplr, cosineannealinglr, exp"),

@@ -30,7 +30,7 @@ import hashlib
 import math
 import random
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import BinaryIO
 
@@ -222,8 +222,14 @@ class _Writer:
         self.error: OSError | None = None
 
     def write(self, data: bytes) -> int:
+        return self._noting_errors(self.file.write, data)
+
+    def flush(self) -> None:
+        self._noting_errors(self.file.flush)
+
+    def _noting_errors(self, method: Callable, *arguments: object):
         try:
-            return self.file.write(data)
+            return method(*arguments)
         except OSError as error:
             self.error = error
             raise

@@ -4,11 +4,12 @@ import sys
 import types
 
 import pytest
+import torch
 from torch import nn
 from torchvision.models import ResNet50_Weights
 
 from vision_reference.errors import UserError
-from vision_reference.networks.by_name import build_filled, build_model, fetch_weights
+from vision_reference.networks.by_name import build_filled, build_model, fetch_weights, saved_classes
 
 
 @pytest.fixture
@@ -20,11 +21,12 @@ def timm(monkeypatch):
     monkeypatch.setitem(sys.modules, "timm", module)
 
 
-def test_a_network_of_timm_is_built_filled_and_given_a_new_head(timm):
+def test_a_network_of_timm_is_built_and_filled(timm):
     source = build_model("timm:tiny", 7)
     assert source[1].out_features == 7
-    model = build_filled("timm:tiny", 3, source.state_dict(), "file", new_head=True)
-    assert model[1].out_features == 3
+    assert saved_classes("timm:tiny", source.state_dict(), "file") == 7
+    model = build_filled("timm:tiny", 7, source.state_dict(), "file")
+    assert torch.equal(model[1].weight, source[1].weight)
 
 
 def test_what_timm_does_not_have_is_told_in_one_line(timm):

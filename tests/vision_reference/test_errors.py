@@ -1,0 +1,95 @@
+"""How a command ends: one line and a status that tells, whatever a user, a disk or a signal may cause."""
+
+import errno
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from vision_reference.errors import UserError, run_command
+
+
+def end_of(error, capsys, **options):
+    def fails():
+        raise error
+
+    with pytest.raises(SystemExit) as end:
+        run_command("train.py", fails, go_on="do this", **options)
+    return end.value.code, capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "line"),
+    [
+        (UserError("no such file"), 2, "error: no such file"),
+        (OSError(errno.ENOSPC, "No space left on device", "a.pth"), 2,
+         "error: 'a.pth': No space left on device; free some space; do this"),
+        (OSError(errno.EFBIG, "File too large"), 2,
+         "error: File too large; raise the limit on file sizes (ulimit -f); do this"),
+        (PermissionError(errno.EACCES, "Permission denied", "/root"), 2,
+         "error: '/root': Permission denied; give a place that you may read and write"),
+        (NotADirectoryError(errno.ENOTDIR, "Not a directory", "/dev/null/x"), 2, "error: '/dev/null/x': Not a directory"),
+        (OSError(errno.EXDEV, "Invalid cross-device link", "a", None, "b"), 2,
+         "error: 'a' -> 'b': Invalid cross-device link"),
+        (MemoryError(), 2, "error: out of memory; lower --batch-size, --workers or the sizes of the images; do this"),
+        (torch.OutOfMemoryError("CUDA out of memory. Tried ..."), 2,
+         "error: out of memory; lower --batch-size, --workers or the sizes of the images; do this"),
+        (RuntimeError("[enforce fail at alloc_cpu.cpp:117] DefaultCPUAllocator: can't allocate memory: you tried"), 2,
+         "error: out of memory; lower --batch-size, --workers or the sizes of the images; do this"),
+        (KeyboardInterrupt(), 130, "stopped by Ctrl-C; do this"),
+    ],
+)  # fmt: skip
+def test_what_a_user_may_cause_ends_in_one_line(error, status, line, capsys):
+    assert end_of(error, capsys, debug=False) == (status, f"train.py: {line}\n")
+
+
+def test_debug_shows_the_traceback_before_the_line(capsys):
+    status, text = end_of(UserError("no such file"), capsys, debug=True)
+    assert status == 2
+    assert text.startswith("Traceback")
+    assert text.endswith("train.py: error: no such file\n")
+
+
+def test_a_fault_of_our_own_keeps_its_traceback():
+    with pytest.raises(ZeroDivisionError):
+        run_command("train.py", lambda: 1 / 0)
+
+
+def test_sigterm_lets_files_be_cleaned_up_and_is_told(capsys):
+    cleaned = []
+
+    def waits():
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+            signal.pause()
+        finally:
+            cleaned.append(True)
+
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(SystemExit) as end:
+        run_command("train.py", waits, go_on="do this")
+    assert end.value.code == 143
+    assert capsys.readouterr().err == "train.py: stopped by SIGTERM; do this\n"
+    assert cleaned
+    assert signal.getsignal(signal.SIGTERM) == before
+
+
+@pytest.mark.parametrize("rank", [1, 2])
+def test_of_several_processes_the_first_speaks_and_another_one_only_if_it_is_left_alone(rank, capsys, monkeypatch):
+    monkeypatch.setenv("RANK", str(rank))
+    monkeypatch.setattr("time.sleep", lambda _: os.kill(os.getpid(), signal.SIGTERM) if rank == 1 else None)
+    _, text = end_of(UserError("one image is broken"), capsys)
+    assert text == ("" if rank == 1 else "train.py: error: one image is broken\n")
+
+
+def test_a_reader_that_goes_away_is_no_error():
+    program = "import sys; from vision_reference.errors import run_command\n"
+    program += "run_command('train.py', lambda: [print('x' * 100, flush=True) for _ in range(10000)])"
+    run = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    run.stdout.readline()
+    run.stdout.close()
+    assert run.stderr.read() == b""
+    assert run.wait() == 141
