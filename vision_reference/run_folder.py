@@ -97,7 +97,8 @@ def goes_back(folder: Path, start_epoch: int) -> bool:
 
 
 def _refuse_another_runs_results(folder: Path, resume: str) -> None:
-    found = sorted(path.name for pattern in RESULTS for path in folder.glob(pattern))
+    # A run that ended in its first epoch leaves an empty metrics.jsonl.
+    found = sorted(path.name for pattern in RESULTS for path in folder.glob(pattern) if path.stat().st_size)
     if resume == "auto":
         # A run that was stopped before its first checkpoint leaves a record at most.
         own = "checkpoint.pth" in found or not any(name.endswith(".pth") for name in found)

@@ -349,7 +349,7 @@ def test_stores_of_different_views_are_no_ensemble(train, store, teacher, stored
         ("--teacher-weights {second}", "holds a store with teacher.weights_sha256"),
         ("--top-k 4", "--top-k 4 of 4 classes leaves nothing out"),
         ("--temperatures 1", "--temperatures is for --top-k"),
-        ("--top-k 2 --temperatures 1,x", "argument --temperatures: 'x' is not a number above 0"),
+        ("--top-k 2 --temperatures 1,x", "argument --temperatures: 'x' is not a number from 0.01 to 1000"),
         ("--same-views-as {stored} --seed 3", "drop --views and --seed"),
         ("--same-views-as nowhere", "nowhere holds no soft labels"),
         ("--same-views-as {stored} --preset cifar10", "was stored with --preset digits, but --preset cifar10 is given"),
