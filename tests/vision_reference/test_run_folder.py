@@ -25,8 +25,9 @@ def names_in(folder):
 @pytest.mark.parametrize("found", OLD)
 def test_results_of_another_run_are_not_replaced_unasked(found, tmp_path):
     fill(tmp_path / "run", [found, "thesis.txt"])
-    with pytest.raises(UserError, match=f"{found}.*--resume auto.*--overwrite"), open_run_folder(
-        tmp_path / "run", "", overwrite=False
+    with (
+        pytest.raises(UserError, match=f"{found}.*--resume auto.*--overwrite"),
+        open_run_folder(tmp_path / "run", "", overwrite=False),
     ):
         pass
     with pytest.raises(UserError), open_run_folder(tmp_path / "run", "other/checkpoint.pth", overwrite=False):
@@ -93,10 +94,15 @@ def test_what_a_killed_process_left_half_written_is_removed(tmp_path):
 
 def test_the_log_has_all_starts_and_how_they_ended(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["train.py", "--data-path", "my photos"])
-    for _ in range(2):
-        with pytest.raises(UserError), open_run_folder(tmp_path, "", overwrite=False):
+
+    def start():
+        with open_run_folder(tmp_path, "", overwrite=False):
             print("hello")
             raise UserError("no such thing")
+
+    for _ in range(2):
+        with pytest.raises(UserError):
+            start()
     log = (tmp_path / "log.txt").read_text()
     assert log.count("train.py --data-path 'my photos'\nhello\n# ended by UserError: no such thing\n") == 2
     assert capsys.readouterr().out == "hello\nhello\n"
