@@ -17,7 +17,7 @@ import shutil
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from itertools import islice
@@ -100,8 +100,11 @@ def _difference(held, wanted) -> str:
 
 
 @contextlib.contextmanager
-def partial_folder(output: Path) -> Iterator[Path]:
-    """An empty `<output>.partial` that becomes `output` if the block ends well; locked against a second run."""
+def partial_folder(output: Path, *, keep: bool = False) -> Iterator[Path]:
+    """`<output>.partial`, which becomes `output` if the block ends well; locked against a second run.
+
+    It is emptied of what an interrupted run left, unless `keep`.
+    """
     partial = output.with_name(output.name + ".partial")
     try:
         partial.mkdir(parents=True, exist_ok=True)
@@ -113,7 +116,7 @@ def partial_folder(output: Path) -> Iterator[Path]:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise UserError(f"{output} is being prepared by another process; wait for it or end it") from None
-        for leftover in partial.iterdir():  # of an interrupted run
+        for leftover in () if keep else partial.iterdir():
             shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
         yield partial
         partial.rename(output)
@@ -189,11 +192,14 @@ def write_dictionary(model: sentencepiece.SentencePieceProcessor, counts: Counte
                 out.write(f"{piece} {counts[piece]}\n")
 
 
-def binarize(pair: LangPair, pieces: Path, dictionary: Path, folder: Path) -> None:
-    """Run `fairseq-preprocess` for one pair into `folder`. Raises UserError with the end of its output if it fails."""
+def binarize(pair: LangPair, splits: Sequence[str], pieces: Path, dictionary: Path, folder: Path) -> None:
+    """Run `fairseq-preprocess` for one pair's splits into `folder`.
+
+    Raises UserError with the end of its output if it fails.
+    """
     command = [sys.executable, "-m", "fairseq_cli.preprocess"]
     command += ["--source-lang", pair.source, "--target-lang", pair.target]
-    command += [f"--{split}pref={pieces / f'{split}.{pair}'}" for split in SPLITS]
+    command += [f"--{split}pref={pieces / f'{split}.{pair}'}" for split in splits]
     command += ["--joined-dictionary", "--srcdict", str(dictionary), "--destdir", str(folder)]
     done = subprocess.run(command, capture_output=True, text=True, errors="replace")
     if done.returncode:
@@ -223,21 +229,27 @@ def build(recipe: Recipe, rows_of: dict[LangPair, Iterable[Row]], output: Path) 
         write_dictionary(model, piece_counts, dictionary)
 
         print("running fairseq-preprocess", flush=True)
-        _binarize_all(recipe.pairs, pieces, dictionary, data_bin)
+        binarize_all(recipe.pairs, SPLITS, pieces, dictionary, data_bin)
         shutil.rmtree(pieces)
 
-        manifest = {**recipe.as_json(), "counts": counts, "files": _hashes(folder)}
-        (folder / "manifest.json").write_text(
-            json.dumps(manifest, indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
-        )
+        write_manifest(folder, recipe, counts)
     print(f"prepared {output}")
 
 
-def _binarize_all(pairs: tuple[LangPair, ...], pieces: Path, dictionary: Path, data_bin: Path) -> None:
+def write_manifest(folder: Path, recipe: Recipe, counts: dict) -> None:
+    manifest = {**recipe.as_json(), "counts": counts, "files": _hashes(folder)}
+    text = json.dumps(manifest, indent=2, ensure_ascii=False) + "\n"
+    (folder / "manifest.json").write_text(text, encoding="utf-8")
+
+
+def binarize_all(
+    pairs: Sequence[LangPair], splits: Sequence[str], pieces: Path, dictionary: Path, data_bin: Path
+) -> None:
+    """`binarize` for all pairs side by side, with one dictionary, into one folder."""
     # fairseq-preprocess refuses a folder that already has a dictionary, so each pair gets its own and they are merged.
     folders = {pair: pieces / f"bin.{pair}" for pair in pairs}
     with ThreadPoolExecutor(max_workers=len(os.sched_getaffinity(0))) as pool:
-        list(pool.map(lambda item: binarize(item[0], pieces, dictionary, item[1]), folders.items()))
+        list(pool.map(lambda item: binarize(item[0], splits, pieces, dictionary, item[1]), folders.items()))
     for folder in folders.values():
         for path in folder.iterdir():
             if path.name != "preprocess.log":

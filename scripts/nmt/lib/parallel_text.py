@@ -108,6 +108,12 @@ def _open(path: Path) -> BinaryIO:
         raise UserError(f"{path}: cannot be opened ({error.strerror})") from None
 
 
+def read_file(path: Path) -> Iterator[str]:
+    """The cleaned lines of one file, plain or gzip. Raises UserError as `read_lines` does."""
+    with _open(path) as stream:
+        yield from read_lines(stream, str(path))
+
+
 def read_pair(source: Path, target: Path) -> tuple[list[str], list[str]]:
     """The cleaned lines of two aligned files, plain or gzip.
 

@@ -14,7 +14,7 @@ class Progress:
 
     def __init__(self, what: str, total: int, unit: str) -> None:
         self.what, self.total, self.unit = what, total, unit
-        self.done = 0
+        self.done = self.skipped = 0
         self.bar = tqdm(total=total, desc=what, unit=unit, file=sys.stderr) if sys.stderr.isatty() else None
         self.started = self.said = time.monotonic()
 
@@ -27,6 +27,13 @@ class Progress:
         if self.bar is not None:
             self.bar.close()
 
+    def skip(self, count: int) -> None:
+        """`count` were done by an earlier run, which tells nothing about the speed of this one."""
+        self.skipped += count
+        if self.bar is not None:
+            self.bar.initial += count
+            self.bar.update(count)
+
     def add(self, count: int) -> None:
         """`count` more are done."""
         self.done += count
@@ -36,9 +43,9 @@ class Progress:
         now = time.monotonic()
         if now - self.said > _SECONDS_BETWEEN_LINES and self.done:
             self.said = now
-            left = (now - self.started) / self.done * (self.total - self.done)
+            left = (now - self.started) / self.done * (self.total - self.skipped - self.done)
             print(
-                f"{self.what}: {self.done:,} of {self.total:,} {self.unit}s, about {left:,.0f} s to go",
+                f"{self.what}: {self.skipped + self.done:,} of {self.total:,} {self.unit}s, about {left:,.0f} s to go",
                 file=sys.stderr,
                 flush=True,
             )

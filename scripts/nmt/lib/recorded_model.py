@@ -179,6 +179,13 @@ def build_task(recorded: Recorded, pair: LangPair, dictionaries: Path):
     from fairseq_plugins.teachers.safe_checkpoint import literal_options
     from fairseq_plugins.teachers.vocabularies import load_dictionary
 
+    for name in map(dictionary_name, pair):
+        kept, given = recorded.path.parent / name, dictionaries / name
+        if kept.is_file() and given.is_file() and kept.read_bytes() != given.read_bytes():
+            raise UserError(
+                f"{given} is not the dictionary that {recorded.path} was trained with ({kept}): the data was prepared "
+                "anew; give the data of the training"
+            )
     options = recorded.options
     if recorded.is_multilingual:
         options = copy.deepcopy(options)

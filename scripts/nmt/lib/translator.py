@@ -3,6 +3,7 @@
 One model, loaded once, works in as many processes as there are GPUs or cores.
 """
 
+import ctypes
 import multiprocessing
 import os
 import signal
@@ -164,6 +165,7 @@ def translate_blocks(
     queue = fork.SimpleQueue()
     for place in places:
         queue.put(place)
+    others = set(multiprocessing.active_children())
     pending: deque[Future] = deque()
     pool = ProcessPoolExecutor(len(places), fork, _start_worker, (translator, queue))
     try:
@@ -177,9 +179,12 @@ def translate_blocks(
     except BrokenProcessPool:
         raise UserError("a process was ended before its work was done, by want of memory or by a signal") from None
     finally:
+        workers = set(multiprocessing.active_children()) - others
         pool.shutdown(wait=False, cancel_futures=True)
-        for process in multiprocessing.active_children():
+        for process in workers:
             process.terminate()
+        for process in workers:  # which hold whatever files and locks were open when they began
+            process.join(timeout=10)
 
 
 _translator: Translator
@@ -190,12 +195,22 @@ def _start_worker(translator: Translator, queue) -> None:
 
     global _translator  # one for the life of the process, which came with the fork
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent too, which ends this process
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    _end_with_parent()
     torch.set_num_threads(1)  # the processes together use all cores
     place = queue.get()
     _translator = translator
     if place:
         os.environ["CUDA_VISIBLE_DEVICES"] = place
         _translator.to_gpu()
+
+
+def _end_with_parent() -> None:
+    """Let the kernel end this process when the parent is killed: it would wait for work, and hold locks, for ever."""
+    try:
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+    except (OSError, AttributeError):  # another system than Linux
+        return
 
 
 def _translate(block: list[str]) -> list[Translation]:

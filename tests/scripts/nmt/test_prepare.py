@@ -96,7 +96,7 @@ def test_a_folder_of_something_else_is_never_overwritten(tmp_path, text, refused
 def test_an_interrupted_run_leaves_no_output_and_the_next_one_makes_it_whole(
     tmp_path, text, scripts_folder, run_script
 ):
-    command = [sys.executable, scripts_folder / "prepare.py", *arguments(text, tmp_path / "out", *SMALL)]
+    command = [sys.executable, scripts_folder / "nmt" / "prepare.py", *arguments(text, tmp_path / "out", *SMALL)]
     process = subprocess.Popen(list(map(str, command)), stdout=subprocess.PIPE, text=True, start_new_session=True)
     for line in process.stdout:
         if line.startswith("running fairseq-preprocess"):
