@@ -69,17 +69,22 @@ def answer(study: Study, comparison: Comparison, claims: Sequence[Claim]) -> lis
     best, *others = ranked(comparison) or [None]
     if best is None:
         return ["No student has finished: there is nothing to answer yet."]
-    equals = [other for other in others if not _is_told_apart(best, other)]
+    equals = [other for other in others if not _is_told_apart(best, other, 1 + len(others))]
     sentences = [_what_to_do(study, best, others, equals), *_gains(study, best, others, equals)]
     sentences += _claims(claims)
     sentences += _reason(study, comparison)
     return sentences[:4] + _caveat(study, comparison)
 
 
-def _is_told_apart(best: Choice, other: Choice) -> bool:
-    """Whether the 95 % interval of the paired difference leaves zero out."""
+def _is_told_apart(best: Choice, other: Choice, ways: int) -> bool:
+    """Whether the paired difference's interval leaves zero out, though ``best`` was picked as the best of ``ways``.
+
+    Picked from its results, it looks better than it is. As any two of the ways might have come to be compared, the
+    interval is widened so that those of all pairs together hold at 95 % (Bonferroni).
+    """
     differences = statistics.paired_differences(best.scores, other.scores)
-    return bool(differences) and statistics.mean_interval(list(differences.values())).excludes_zero
+    confidence = 1 - (1 - statistics.CONFIDENCE) / (ways * (ways - 1) / 2)
+    return bool(differences) and statistics.mean_interval(list(differences.values()), confidence).excludes_zero
 
 
 def _what_to_do(study: Study, best: Choice, others: Sequence[Choice], equals: Sequence[Choice]) -> str:
@@ -110,15 +115,16 @@ def _gains(study: Study, best: Choice, others: Sequence[Choice], equals: Sequenc
     if not gains:
         return []
     sentence = f"That is {wording.listed(gains)}"
+    corrected = f" (corrected for picking the best of {1 + len(others)})" if len(others) > 1 else ""
     if len(best.scores) == 1:
         return [f"{sentence}; one seed cannot tell ways apart."]
     if not equals:
-        return [f"{sentence}; every other way is worse beyond its interval."]
+        return [f"{sentence}; every other way is told apart from it{corrected}."]
     if len(equals) == len(others):
         return [f"{sentence}."]
     names = [other.name for other in equals]
     shown = names if len(names) <= 3 else [*names[:2], f"{len(names) - 2} more"]
-    return [f"{sentence}; not told apart from it with these seeds: {wording.listed(shown)}."]
+    return [f"{sentence}; not told apart from it{corrected}: {wording.listed(shown)}."]
 
 
 def _claims(claims: Sequence[Claim]) -> list[str]:

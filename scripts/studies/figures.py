@@ -155,7 +155,7 @@ def inline_svg(text: str, prefix: str, label: str) -> str:
     box = re.search(r'viewBox="([^"]+)"', body)
     width = box[1].split()[2] if box else "100%"
     head = f'<svg viewBox="{box[1]}" width="{width}" role="img" aria-label="{_attribute(label)}"' if box else "<svg"
-    body = re.sub(r"<svg[^>]*", head, body, count=1)
+    body = re.sub(r"<svg[^>]*", lambda _: head, body, count=1)
     return re.sub(r"\n\s*\n+", "\n", body).strip()
 
 
@@ -215,7 +215,7 @@ def against_temperature(
 
     def draw(narrow: bool) -> Figure:
         figure = _figure(narrow, height if not narrow else min(height, 330))
-        right = 92 if narrow else 168
+        right = 98 if narrow else 168
         axes = _axes(figure, left=44 if narrow else 62, right=right, top=18, bottom=46)
         grid = sorted({temperature for line in series for temperature in line.points})
         _temperature_axis(axes, grid, narrow)
@@ -379,7 +379,7 @@ def _end_labels(axes: Axes, ends: Sequence[tuple[float, str, Look | None, bool]]
     """Names at the right edge, moved apart where they would overlap, each with its marker and a thin leader."""
     if not ends:
         return
-    width = 13 if narrow else 22
+    width = 12 if narrow else 22
     texts = ["\n".join(textwrap.wrap(name, width)) for _, name, _, _ in ends]
     low, high = axes.get_ylim()
     pixels = axes.get_window_extent().height  # at 72 dpi a point is a pixel

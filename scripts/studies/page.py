@@ -71,9 +71,9 @@ def html(title: str, subtitle: str, question: str, sections: list[Section]) -> s
 
 
 def tie(text: str) -> str:
-    """No line break inside ``T = 4``, ``61.1 ± 0.5`` or ``95 %``."""
+    """No line break inside ``T = 4``, ``61.1 ± 0.5``, ``95 %`` or ``[0.4, 2.0]``."""
     text = re.sub(r"\b(T|n|p|alpha) = (?=[\d<])", "\\1\N{NO-BREAK SPACE}=\N{NO-BREAK SPACE}", str(text))
-    return re.sub(r"(?<=[\d\]]) (?=[±%])|(?<=±) ", "\N{NO-BREAK SPACE}", text)
+    return re.sub(r"(?<=[\d\]]) (?=[±%])|(?<=±) |(?<=\d,) (?=[^\[\]]{1,9}\])", "\N{NO-BREAK SPACE}", text)
 
 
 def markdown(title: str, subtitle: str, question: str, sections: list[Section]) -> str:

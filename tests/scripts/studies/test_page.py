@@ -374,6 +374,7 @@ def test_bad_folders_are_refused_in_one_line(tmp_path):
 
 
 def test_no_line_breaks_inside_what_belongs_together():
+    assert tie("[0.4, 2.0] of 1, 2 and 3").split(" ") == ["[0.4,\N{NO-BREAK SPACE}2.0]", "of", "1,", "2", "and", "3"]
     assert tie("T = 4, 61.1 ± 0.5 % (95 %, n = 5)").split(" ") == [
         "T\N{NO-BREAK SPACE}=\N{NO-BREAK SPACE}4,",
         "61.1\N{NO-BREAK SPACE}±\N{NO-BREAK SPACE}0.5\N{NO-BREAK SPACE}%",
