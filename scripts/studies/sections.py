@@ -2,6 +2,7 @@
 
 import base64
 import json
+import re
 import shlex
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -57,8 +58,10 @@ _DOTTED = (0, (1, 1.6))
 
 
 def title_of(study: Study) -> str:
-    """Data, teacher to student."""
-    data = study.facts.get("data") or study.facts.get("name") or study.folder.name
+    """Data, teacher to student: the study's own title, or one made from what it holds."""
+    if study.facts.get("title"):
+        return str(study.facts["title"])
+    data = Path(str(study.facts.get("data") or study.facts.get("name") or study.folder.resolve())).name
     networks = study.facts.get("networks") or {}
     students = networks.get("student") or wording.listed(dict.fromkeys(c.network for c in study.comparisons))
     if isinstance(students, list):
@@ -732,7 +735,8 @@ def _cost(study: Study) -> Section:
     rows: list[Row] = []
     groups: dict[tuple[str, str, str], list[Run]] = {}
     for run in study.runs:
-        source = str(run.settings.get("source") or run.record.get("source") or "")
+        source = str(run.settings.get("answers") or study.facts.get("teacher_answers") or "")
+        source = source if run.role == STUDENT else ""
         groups.setdefault((run.role, run.network, source), []).append(run)
     for (role, network, source), runs in groups.items():
         seconds = [run.seconds for run in runs if run.seconds is not None]
@@ -751,13 +755,12 @@ def _cost(study: Study) -> Section:
     head = ["runs", "n", "one run", "all runs", unit]
     blocks: list[Block] = [Table("Time, added up over runs whether or not they ran side by side", head, rows)]
     said = []
-    disk = study.facts.get("disk_bytes")
-    if isinstance(disk, (int, float)):
-        said.append(f"On disk: {wording.size(disk)}.")
+    for name, what in (("stores_bytes", "the teachers' stored answers"), ("disk_bytes", "the whole study")):
+        size = study.facts.get(name)
+        if isinstance(size, (int, float)) and size > 0:
+            said.append(f"On disk: {what} {wording.size(size)}.")
     if machine := study.facts.get("machine"):
         said.append(f"Machine: {machine}.")
-    if stored := study.facts.get("cost"):
-        said.append(str(stored))
     if said:
         blocks.append(Text(" ".join(said)))
     return Section("cost", "What it cost", blocks)
@@ -776,7 +779,7 @@ def _runs(study: Study) -> Section:
     folds = [
         Fold(
             f"failed: {job.get('job', '?')}",
-            [Code(text) for text in (_command(job.get("command")), _last_lines(job)) if text],
+            [Code(text) for text in (_command(job), _last_lines(job)) if text],
             is_failed=True,
         )
         for job in study.failed
@@ -826,18 +829,39 @@ def _fold(study: Study, run: Run, common: Mapping[str, Any]) -> Fold:
     versions = record.get("versions") or {}
     if isinstance(versions, Mapping) and versions:
         rows.append(["versions", ", ".join(f"{name} {value}" for name, value in versions.items())])
-    blocks: list[Block] = [Code(command)] if (command := _command(record.get("command"))) else []
+    blocks: list[Block] = [Code(command)] if (command := _command(record)) else []
     return Fold(f"{', '.join(part for part in what if part)}: {shown}", [*blocks, Table(run.job, ["", ""], rows, (1,))])
 
 
-def _command(command: Any) -> str:
-    if isinstance(command, list):
-        return shlex.join(map(str, command))
-    return str(command) if command else ""
+def _command(record: Mapping[str, Any]) -> str:
+    """The job's command as a reader would give it: paths from the clone's root, DIR for the study's folder, DATA for
+    the data; of other absolute paths the last part."""
+    command = record.get("command")
+    if not isinstance(command, list):
+        return str(command) if command else ""
+    words = [str(word) for word in command]
+    inside = str(record.get("folder") or f"runs/{record.get('job')}")
+    home = next((head for word in words for head, found, _ in [word.partition(f"/{inside}")] if found and head), None)
+    shown = []
+    for before, word in zip(["", *words], words, strict=False):
+        if home:
+            word = word.replace(f"{home}/", "DIR/")
+        if re.fullmatch(r"/\S*/python[\d.]*", word):
+            word = "python"
+        elif word.startswith("/"):
+            code = re.search(r"/((?:vision_reference|scripts|fairseq_plugins)(?:/.*)?)$", word)
+            name = Path(word).name
+            word = code[1] if code else "DATA" if before == "--data-path" else f"\N{HORIZONTAL ELLIPSIS}/{name}"
+        shown.append(word)
+    return " ".join(map(_quoted, shown))
+
+
+def _quoted(word: str) -> str:
+    return word if re.fullmatch(r"[\w@%+=:,./\N{HORIZONTAL ELLIPSIS}-]+", word) else shlex.quote(word)
 
 
 def _last_lines(job: Mapping[str, Any]) -> str:
-    lines = job.get("error") or job.get("lines") or job.get("log") or ""
+    lines = job.get("lines") or job.get("error") or ""
     return "\n".join(map(str, lines)) if isinstance(lines, list) else str(lines)
 
 
@@ -846,8 +870,9 @@ def _last_lines(job: Mapping[str, Any]) -> str:
 
 def _repeat(study: Study) -> Section:
     blocks: list[Block] = []
-    if command := _command(study.facts.get("repeat")):
-        blocks += [Text("The whole study again, or what of it is missing:"), Code(command)]
+    config = f"{study.facts['name']}.yaml" if study.facts.get("name") else "CONFIG.yaml"
+    command = study.facts.get("repeat") or f"python scripts/study.py run {config} --output DIR"
+    blocks += [Text("The whole study again, or what of it is missing:"), Code(str(command))]
     said = []
     commits = list(dict.fromkeys(str(r.record["commit"]) for r in study.runs if r.record.get("commit")))
     if commits:
@@ -859,6 +884,9 @@ def _repeat(study: Study) -> Section:
     if versions:
         told = [f"{name} {wording.listed(values, last='or')}" for name, values in versions.items()]
         said.append(f"Versions: {', '.join(told)}.")
+    signatures = dict.fromkeys(str(s) for run in study.runs if (s := run.record.get("metrics", {}).get("signature")))
+    if signatures:
+        said.append(f"BLEU: {wording.listed(signatures)}.")
     hosts = list(dict.fromkeys(str(r.record["host"]) for r in study.runs if r.record.get("host")))
     if hosts:
         said.append(f"Host: {wording.listed(hosts)}.")

@@ -359,6 +359,29 @@ def test_the_papers_numbers_only_where_the_configuration_is_the_papers(made_up, 
     assert "71.0 (n = 1; paper 71.49) | 71.0 (n = 1; paper 71.67)" in text
 
 
+@pytest.mark.usefixtures("nothing_is_drawn")
+def test_commands_are_shown_as_a_reader_would_give_them(made_up, tmp_path):
+    study = made_up(tmp_path)
+    study.job("student", 0, 0.1, None, 1, 60, epochs=2, network="resnet8")
+    record = study.records[-1]
+    clone, output = "/somewhere/clone", "/elsewhere/results"
+    record["command"] = [
+        f"{clone}/.venv/bin/python3.10",
+        f"{clone}/vision_reference/train.py",
+        "--data-path",
+        "/d/cifar",
+    ]
+    record["command"] += ["--output-dir", f"{output}/{record['folder']}", "--teacher-weights", f"{output}/jobs/t/c.pth"]
+    record["command"] += ["--weights", "/home/me/w.pth", "--note", "a b"]
+    text = _text(study.write())
+    assert (
+        f"python vision_reference/train.py --data-path DATA --output-dir DIR/{record['folder']} "
+        "--teacher-weights DIR/jobs/t/c.pth --weights \N{HORIZONTAL ELLIPSIS}/w.pth --note 'a b'"
+    ) in text
+    assert "/somewhere" not in text
+    assert "/elsewhere" not in text
+
+
 def test_bad_folders_are_refused_in_one_line(tmp_path):
     with pytest.raises(UserError, match="holds no study"):
         write_report(tmp_path)
