@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Mapping
 from pathlib import Path
 
 from ..errors import UserError
@@ -31,13 +31,18 @@ def find_sentencepiece_model(data_bin: Path) -> Path | None:
     )
 
 
-def keep_vocabulary(data_bin: Path, languages: Iterable[str], save_dir: Path) -> None:
-    """Copy the dictionaries of `languages` and the sentencepiece model of `data_bin` into `save_dir`, each in one step.
+def keep_vocabulary(data_bin: Path, dictionaries: Mapping[str, Path], save_dir: Path) -> None:
+    """Copy dictionaries and the sentencepiece model of `data_bin` into `save_dir`, each in one step.
+
+    Args:
+        data_bin: folder of fairseq-preprocess.
+        dictionaries: the file of each language.
+        save_dir: made if it is missing.
 
     Raises:
         UserError: a dictionary is missing, a file cannot be written, or `save_dir` holds those of other data.
     """
-    sources = {dictionary_name(language): data_bin / dictionary_name(language) for language in languages}
+    sources = {dictionary_name(language): path for language, path in dictionaries.items()}
     model = find_sentencepiece_model(data_bin)
     if model is not None:
         sources[SENTENCEPIECE_MODEL] = model

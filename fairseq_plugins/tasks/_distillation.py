@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ..errors import UserError
 from ..losses.soft_labels import SoftLabels
+from ..multilingual.kept_vocabulary import keep_vocabulary
 from ..multilingual.language_tokens import Layout
 from ..teachers.expert import Question, Teacher, Vocabulary
 from ..teachers.lookup import Lookup, Share, Teaching
@@ -27,9 +28,11 @@ class DistillationTask:
         stored_teachers: for each language pair whose teacher's outputs were stored, `--teacher-outputs`; likewise.
         kd_weight: the criterion's.
         layout: of the student's batches.
+        save_dir: where its checkpoints are written.
     """
 
     layout: Layout
+    save_dir: str
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
@@ -85,6 +88,25 @@ class DistillationTask:
                 vocabulary = self.vocabulary(pair)
                 self.stored_teachers[pair] = StoredTeacher(folder, vocabulary, criterion.kd_temperature, self.kd_tail)
         return criterion
+
+    def trained_pairs(self) -> list[str]:
+        """The language pairs that the student learns, as in en-de."""
+        raise NotImplementedError
+
+    def state_dict(self):
+        # asked for whenever a checkpoint is written, which is to translate plain text from its folder alone
+        if self._trains and Path(self.save_dir).is_dir():
+            dictionaries: dict[str, Path] = {}
+            for pair in self.trained_pairs():
+                files = self.vocabulary(pair)
+                dictionaries.setdefault(files.source_lang, Path(files.source_path))
+                dictionaries.setdefault(files.target_lang, Path(files.target_path))
+            keep_vocabulary(self.data_folder(), dictionaries, Path(self.save_dir))
+        return super().state_dict()
+
+    def data_folder(self) -> Path:
+        """The first of the data folders, where the dictionaries are."""
+        raise NotImplementedError
 
     def begin_epoch(self, epoch, model):
         super().begin_epoch(epoch, model)

@@ -11,6 +11,7 @@ from fairseq.dataclass.utils import gen_parser_from_dataclass
 from fairseq.tasks import register_task
 from fairseq.tasks.translation import TranslationConfig
 from fairseq.tasks.translation_multi_simple_epoch import TranslationMultiSimpleEpochTask
+from omegaconf import II
 
 from ..errors import UserError
 from ..multilingual.language_tokens import batch_of, layout_of
@@ -72,6 +73,7 @@ class MultilingualTranslationKDConfig(MultilingualTranslationOptions):
     eval_bleu_detok: str = _like_translation("eval_bleu_detok")
     eval_bleu_detok_args: Optional[str] = _like_translation("eval_bleu_detok_args")  # noqa: UP045
     eval_bleu_remove_bpe: Optional[str] = _like_translation("eval_bleu_remove_bpe")  # noqa: UP045
+    save_dir: str = II("checkpoint.save_dir")
 
 
 @register_task("multilingual_translation_kd", dataclass=MultilingualTranslationKDConfig)
@@ -156,6 +158,16 @@ class MultilingualTranslationKDTask(DistillationTask, TranslationMultiSimpleEpoc
             logger.info(f"stored teacher outputs of {pair}: {folder}; --kd-tail {self.kd_tail}")
         return folders
 
+    @property
+    def save_dir(self):
+        return str(self.kd.save_dir)
+
+    def trained_pairs(self):
+        return list(self.lang_pairs)
+
+    def data_folder(self):
+        return Path(utils.split_paths(self.args.data)[0])
+
     def vocabulary(self, pair):
         source_lang, target_lang = pair.split("-")
         return Vocabulary(
@@ -166,15 +178,14 @@ class MultilingualTranslationKDTask(DistillationTask, TranslationMultiSimpleEpoc
         )
 
     def _dictionary_path(self, lang, named):
-        in_data = Path(utils.split_paths(self.args.data)[0]) / f"dict.{lang}.txt"
+        in_data = self.data_folder() / f"dict.{lang}.txt"
         return self.args.fixed_dictionary or named or str(in_data)
 
     def load_dataset(self, split, epoch=1, combine=False, **kwargs):
         super().load_dataset(split, epoch, combine, **kwargs)
         if split == self.args.train_subset:
-            folder = Path(utils.split_paths(self.args.data)[0])
             for pair, stored in self.stored_teachers.items():
-                stored.check_data(folder, split, self.data_manager.sentences_of_pair[pair])
+                stored.check_data(self.data_folder(), split, self.data_manager.sentences_of_pair[pair])
 
     def shares(self, sample):
         indices = self.data_manager.indices(sample["id"])

@@ -8,6 +8,7 @@ from fairseq import utils
 from fairseq.dataclass import ChoiceEnum
 from fairseq.tasks import register_task
 from fairseq.tasks.translation import TranslationConfig, TranslationTask
+from omegaconf import II
 
 from ..errors import UserError
 from ..multilingual.language_tokens import LanguageTokens, layout_of
@@ -31,6 +32,7 @@ class TranslationKDConfig(TranslationConfig):
         default=None, metadata={"help": "folder " + TEACHER_OUTPUTS_HELP.format(s="")}
     )
     kd_tail: ChoiceEnum(TAILS) = field(default=TAILS[0], metadata={"help": KD_TAIL_HELP})
+    save_dir: str = II("checkpoint.save_dir")
 
 
 @register_task("translation_kd", dataclass=TranslationKDConfig)
@@ -54,6 +56,13 @@ class TranslationKDTask(DistillationTask, TranslationTask):
     def kd_tail(self):
         return str(self.cfg.kd_tail)
 
+    @property
+    def save_dir(self):
+        return str(self.cfg.save_dir)
+
+    def trained_pairs(self):
+        return [self.pair]
+
     def load_teachers(self):
         if self.cfg.teacher is None:
             return {}
@@ -69,18 +78,18 @@ class TranslationKDTask(DistillationTask, TranslationTask):
 
     def vocabulary(self, pair):
         source_lang, target_lang = self.cfg.source_lang, self.cfg.target_lang
-        folder = self._folder()
+        folder = self.data_folder()
         source_path, target_path = (str(folder / f"dict.{lang}.txt") for lang in (source_lang, target_lang))
         return Vocabulary(source_lang, target_lang, source_path, target_path)
 
-    def _folder(self):
+    def data_folder(self):
         return Path(utils.split_paths(self.cfg.data)[0])
 
     def load_dataset(self, split, epoch=1, combine=False, **kwargs):
         super().load_dataset(split, epoch, combine, **kwargs)
         if split == self.cfg.train_subset:
             for stored in self.stored_teachers.values():
-                stored.check_data(self._folder(), split, len(self.datasets[split]))
+                stored.check_data(self.data_folder(), split, len(self.datasets[split]))
 
     @property
     def layout(self):
