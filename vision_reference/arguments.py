@@ -210,7 +210,6 @@ def parse_store_args(argv: list[str] | None = None) -> argparse.Namespace:
     if args.same_views_as and (args.seed is not None or args.views is not None):
         raise UserError("--same-views-as takes number and seed of the views from there; drop --views and --seed")
     args.temperatures = args.temperatures or [1.0, 2.0, 3.0, 64.0]
-    args.test_only = False  # which part of the data is listed: both
     _check_data(args)
     return args
 

@@ -1,34 +1,113 @@
-"""From the data flags to loaders: which files, seen how, through which loader."""
+"""From the data flags to loaders: which files, seen how, through which loader. Assembly only."""
 
 import argparse
-from collections.abc import Callable
-from functools import partial
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from vision_reference.errors import UserError
 from vision_reference.images.cub200 import cub200
 from vision_reference.images.dali_loader import DaliLoader
 from vision_reference.images.dali_views import EvaluationView, StoredView, TrainingView
-from vision_reference.images.folders import (
-    ImageDataset,
-    Sample,
-    check_same_classes,
-    image_folder,
-    read_image,
-    read_pixels,
-)
+from vision_reference.images.decoding import read_image, read_pixels
+from vision_reference.images.folders import Sample, Samples, check_same_classes, image_folder, some
 from vision_reference.images.pipelines import Normalize, evaluation_pipeline, training_pipeline
-from vision_reference.images.presets import PRESETS
-from vision_reference.images.samplers import EvalBatchSampler, TrainBatchSampler
+from vision_reference.images.presets import PRESETS, Preset
+from vision_reference.images.samplers import BatchSampler, EvalBatchSampler, TrainBatchSampler
+from vision_reference.images.torch_loader import ImageDataset, TorchvisionLoader
 from vision_reference.images.unreadable_files import readable_samples, report
-from vision_reference.loaders import MixingLoader, SoftLabelLoader, TeacherLoader, TorchvisionLoader
+from vision_reference.loaders import MixingLoader, SoftLabelLoader, TeacherLoader
 from vision_reference.machine import Rank, usable_workers
-from vision_reference.soft_labels.store import SoftLabels, open_soft_labels
-from vision_reference.soft_labels.views import DaliViewLoader, KeyBatchSampler, ViewBatchSampler, ViewDataset
+from vision_reference.soft_labels.store import open_soft_labels
+from vision_reference.soft_labels.views import DaliViewLoader, ViewDataset
 
 Loader = TorchvisionLoader | DaliLoader | MixingLoader | SoftLabelLoader | TeacherLoader
+
+
+@dataclass(frozen=True)
+class Data:
+    """What there is to train and to evaluate on.
+
+    Attributes:
+        train: (path, label) pairs; None where only evaluation was asked for.
+        val: the same for evaluation.
+        classes: their names; labels index them.
+    """
+
+    train: Samples | None
+    val: Samples
+    classes: list[str]
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How files become batches on the device.
+
+    Attributes:
+        loader: torchvision or dali.
+        workers: processes (torchvision) or threads (DALI).
+        device, memory_format: of the batches.
+        decode_on: cpu or gpu; DALI only.
+    """
+
+    loader: str
+    workers: int
+    device: torch.device
+    memory_format: torch.memory_format
+    decode_on: str
+
+    @classmethod
+    def of(cls, args: argparse.Namespace, device: torch.device, memory_format: torch.memory_format) -> "Reading":
+        """What the flags ask for."""
+        decode_on = args.dali_device or ("gpu" if device.type == "cuda" else "cpu")
+        return cls(args.loader, usable_workers(args.workers), device, memory_format, decode_on)
+
+
+@dataclass(frozen=True)
+class Look:
+    """How images are shown: what, with a sample's seed, decides on its pixels.
+
+    Attributes:
+        preset: normalization, and the augmentation in training.
+        train_crop_size, val_resize_size, val_crop_size: sides in pixels.
+        interpolation: bilinear, bicubic or nearest.
+        backend, use_v2, auto_augment, ra_magnitude, augmix_severity, random_erase: see ``pipelines.training_pipeline``;
+            nothing of these is done through DALI.
+    """
+
+    preset: Preset
+    train_crop_size: int
+    val_resize_size: int
+    val_crop_size: int
+    interpolation: str
+    backend: str
+    use_v2: bool
+    auto_augment: str | None
+    ra_magnitude: int
+    augmix_severity: int
+    random_erase: float
+
+    @classmethod
+    def of(cls, args: argparse.Namespace) -> "Look":
+        """What the flags ask for."""
+        preset = PRESETS[args.preset]
+        return cls(
+            preset=preset,
+            train_crop_size=args.train_crop_size,
+            # a command that only shows training images has no flags for the others
+            val_resize_size=getattr(args, "val_resize_size", preset.val_resize_size),
+            val_crop_size=getattr(args, "val_crop_size", preset.val_crop_size),
+            interpolation=args.interpolation,
+            backend=args.backend,
+            use_v2=args.use_v2,
+            auto_augment=args.auto_augment,
+            ra_magnitude=args.ra_magnitude,
+            augmix_severity=args.augmix_severity,
+            random_erase=args.random_erase,
+        )
 
 
 def build_loaders(
@@ -40,149 +119,183 @@ def build_loaders(
         UserError: data that is missing or makes no sense, flags that the chosen loader cannot serve, or stored soft
             labels that do not belong to the data and the flags.
     """
-    train_samples, val_samples, classes = list_samples(args, rank)
-    stored = None
-    if args.soft_labels and train_samples is not None:
-        stored = open_soft_labels(args, train_samples, len(classes), rank)
-    if args.loader == "dali":
-        make_train, make_val = _dali(args, device, memory_format, stored)
-    else:
-        make_train, make_val = _torchvision(args, classes, device, memory_format)
-    place = {"rank": rank.rank, "world_size": rank.world_size}
-    val_loader = make_val(val_samples, EvalBatchSampler(len(val_samples), args.batch_size, **place))
-    if train_samples is None:
-        return None, val_loader, classes
+    data = list_samples(args, rank, training=not args.test_only)
+    reading, look = Reading.of(args, device, memory_format), Look.of(args)
+    val_batches = EvalBatchSampler(len(data.val), args.batch_size, rank=rank.rank, world_size=rank.world_size)
+    val = val_loader(data.val, val_batches, look, reading)
+    if data.train is None:
+        return None, val, data.classes
 
-    repetitions = args.ra_reps if args.ra_sampler else 1
-    seeds = stored.views["seed"] if stored else None
-    order = {"seed": args.seed, "repetitions": repetitions, "view_seeds": seeds}
-    batches = TrainBatchSampler(len(train_samples), args.batch_size, **order, **place)
-    train_loader = make_train(train_samples, batches)
+    stored = open_soft_labels(args, data.train, len(data.classes), rank) if args.soft_labels else None
+    batches = TrainBatchSampler(
+        len(data.train),
+        args.batch_size,
+        seed=args.seed,
+        rank=rank.rank,
+        world_size=rank.world_size,
+        repetitions=args.ra_reps if args.ra_sampler else 1,
+        view_seeds=stored.views["seed"] if stored else None,
+    )
+    images = train_loader(data.train, batches, look, reading, stored_views=stored.views if stored else None)
+    train: Loader = images
     if stored:
-        train_loader = SoftLabelLoader(train_loader, stored)
-    if args.mixup_alpha or args.cutmix_alpha:
-        train_loader = MixingLoader(
-            train_loader,
-            num_classes=len(classes),
+        train = SoftLabelLoader(images, stored)
+    elif args.mixup_alpha or args.cutmix_alpha:
+        train = MixingLoader(
+            images,
+            num_classes=len(data.classes),
             mixup_alpha=args.mixup_alpha,
             cutmix_alpha=args.cutmix_alpha,
             seed=args.seed,
             rank=rank.rank,
         )
-    rank.say(f"{len(train_samples)} training and {len(val_samples)} validation images, {len(classes)} classes")
-    return train_loader, val_loader, classes
+    rank.say(f"{len(data.train)} training and {len(data.val)} validation images, {len(data.classes)} classes")
+    return train, val, data.classes
 
 
-def build_view_loader(
-    args: argparse.Namespace,
-    samples: list[Sample],
-    batches: ViewBatchSampler | KeyBatchSampler,
-    device: torch.device,
-    memory_format: torch.memory_format,
+def train_loader(
+    samples: Sequence[Sample],
+    batches: BatchSampler,
+    look: Look,
+    reading: Reading,
+    *,
+    stored_views: np.ndarray | None = None,
 ) -> TorchvisionLoader | DaliLoader:
-    """The training images of ``batches`` as ``build_loaders`` would show them, with crop and flip in place of labels.
+    """Training images as ``look`` shows them.
 
-    Iterating gives images and geometry (B, 5), see ``views.Geometry``.
+    Args:
+        stored_views: (M, N) records of a store, whose crops and flips DALI takes; torchvision draws the same from the
+            seeds that ``batches`` gives.
     """
-    if args.loader == "dali":
-        return _dali(args, device, memory_format, None, DaliViewLoader)[0](samples, batches)
-    dataset = partial(ViewDataset, preset=PRESETS[args.preset])
-    return _torchvision(args, [], device, memory_format, dataset)[0](samples, batches)
+    if reading.loader == "dali":
+        return _dali_training(DaliLoader, samples, batches, look, reading, stored_views)
+    return _torchvision(ImageDataset(samples, *_pipeline_and_reader(look)), batches, look.preset, reading)
 
 
-def list_samples(args: argparse.Namespace, rank: Rank) -> tuple[list[Sample] | None, list[Sample], list[str]]:
-    """Training samples (None with ``--test-only``), evaluation samples and class names of ``--dataset``.
+def view_loader(
+    samples: Sequence[Sample], batches: BatchSampler, look: Look, reading: Reading
+) -> TorchvisionLoader | DaliLoader:
+    """As ``train_loader``, with each image's crop and flip as its target: (B, 5), see ``views.Geometry``."""
+    if reading.loader == "dali":
+        return _dali_training(DaliViewLoader, samples, batches, look, reading, None)
+    dataset = ViewDataset(samples, *_pipeline_and_reader(look), preset=look.preset)
+    return _torchvision(dataset, batches, look.preset, reading)
+
+
+def val_loader(
+    samples: Sequence[Sample], batches: BatchSampler, look: Look, reading: Reading
+) -> TorchvisionLoader | DaliLoader:
+    """Images as ``look`` evaluates them."""
+    if reading.loader == "dali":
+        view = EvaluationView(look.val_resize_size, look.val_crop_size, look.interpolation)
+        return _dali(DaliLoader, samples, batches, view, look.preset, reading)
+    pipeline = evaluation_pipeline(
+        resize_size=look.val_resize_size,
+        crop_size=look.val_crop_size,
+        interpolation=look.interpolation,
+        backend=look.backend,
+        use_v2=look.use_v2,
+    )
+    return _torchvision(ImageDataset(samples, pipeline, _reader(look)), batches, look.preset, reading)
+
+
+def list_samples(args: argparse.Namespace, rank: Rank, *, training: bool = True) -> Data:
+    """What ``--data-path`` holds of ``--dataset``, without its broken files where the flags say so.
+
+    Args:
+        training: False: for evaluation only, there need be no training images.
 
     Raises:
-        UserError: data that is missing or makes no sense.
+        UserError: data that is missing or makes no sense, or a class that is left without images.
     """
     root = Path(args.data_path)
+    train: Sequence[Sample] | None = None
+    val: Sequence[Sample]
     if args.dataset == "cub200":
-        data = cub200(root, download=args.download)
-        train, val, classes = data.train, data.test, data.classes
+        birds = cub200(root, download=args.download)
+        train, val, classes = birds.train if training else None, birds.test, birds.classes
     else:
+        if root.exists() and not root.is_dir():
+            raise UserError(f"--data-path {root} is a file; it must be a folder with train/ and val/")
         val, classes = image_folder(root / "val", cache=args.cache_dataset)
-        if not args.test_only:
+        if training:
             train, train_classes = image_folder(root / "train", cache=args.cache_dataset)
             check_same_classes(train_classes, classes)
-    parts = {"validation": val} if args.test_only else {"training": train, "validation": val}
-    if args.skip_unreadable:
-        parts = {name: _skip_unreadable(name, samples, args, rank) for name, samples in parts.items()}
-    return parts.get("training"), parts["validation"], classes
+
+    def kept(name: str, samples: Sequence[Sample]) -> Samples:
+        if not args.skip_unreadable:
+            return samples if isinstance(samples, Samples) else Samples(samples)
+        good = readable_samples(samples, threads=usable_workers(args.workers), rank=rank, show_progress=rank.is_main)
+        if rank.is_main and (note := report(name, samples, good, Path(args.output_dir))):
+            rank.say(note)
+        had, have = ({label for _, label in some_samples} for some_samples in (samples, good))
+        if lost := sorted(had - have):
+            names = some([classes[label] for label in lost])
+            raise UserError(f"none of the {name} images of {names} can be read; replace them, or remove the class")
+        return good
+
+    return Data(kept("training", train) if train is not None else None, kept("validation", val), classes)
 
 
-def _skip_unreadable(name: str, samples: list[Sample], args: argparse.Namespace, rank: Rank) -> list[Sample]:
-    kept = readable_samples(samples, threads=usable_workers(args.workers), show_progress=rank.is_main)
-    if not kept:
-        raise UserError(f"none of the {len(samples)} {name} images in {args.data_path} can be read")
-    if rank.is_main and (note := report(name, samples, kept, Path(args.output_dir))):
-        rank.say(note)
-    return kept
+def _pipeline_and_reader(look: Look) -> tuple[Callable, Callable]:
+    pipeline = training_pipeline(
+        look.preset,
+        crop_size=look.train_crop_size,
+        interpolation=look.interpolation,
+        backend=look.backend,
+        use_v2=look.use_v2,
+        auto_augment=look.auto_augment,
+        ra_magnitude=look.ra_magnitude,
+        augmix_severity=look.augmix_severity,
+        random_erase=look.random_erase,
+    )
+    return pipeline, _reader(look)
 
 
-def _torchvision(
-    args: argparse.Namespace,
-    classes: list[str],
-    device: torch.device,
-    memory_format: torch.memory_format,
-    dataset: Callable = ImageDataset,
-) -> tuple[Callable, Callable]:
-    """Makers of the training and the evaluation loader from (samples, batches)."""
-    preset = PRESETS[args.preset]
-    style = {"interpolation": args.interpolation, "backend": args.backend, "use_v2": args.use_v2}
+def _reader(look: Look) -> Callable:
+    return read_pixels if look.backend == "tensor" else read_image
 
-    def loader(samples: list[Sample], batches: TrainBatchSampler | EvalBatchSampler, pipeline: Callable):
-        return TorchvisionLoader(
-            dataset(samples, classes, pipeline, read_pixels if args.backend == "tensor" else read_image),
-            batches,
-            workers=usable_workers(args.workers),
-            normalize=Normalize(preset.mean, preset.std, device),
-            device=device,
-            memory_format=memory_format,
-        )
 
-    def train(samples: list[Sample], batches: TrainBatchSampler) -> TorchvisionLoader:
-        pipeline = training_pipeline(
-            preset,
-            crop_size=args.train_crop_size,
-            auto_augment=args.auto_augment,
-            ra_magnitude=args.ra_magnitude,
-            augmix_severity=args.augmix_severity,
-            random_erase=args.random_erase,
-            **style,
-        )
-        return loader(samples, batches, pipeline)
+def _torchvision(dataset: ImageDataset, batches: BatchSampler, preset: Preset, reading: Reading) -> TorchvisionLoader:
+    return TorchvisionLoader(
+        dataset,
+        batches,
+        workers=reading.workers,
+        normalize=Normalize(preset.mean, preset.std, reading.device),
+        device=reading.device,
+        memory_format=reading.memory_format,
+    )
 
-    def val(samples: list[Sample], batches: EvalBatchSampler) -> TorchvisionLoader:
-        sizes = {"resize_size": args.val_resize_size, "crop_size": args.val_crop_size}
-        return loader(samples, batches, evaluation_pipeline(**sizes, **style))
 
-    return train, val
+def _dali_training(
+    kind: type[DaliLoader],
+    samples: Sequence[Sample],
+    batches: BatchSampler,
+    look: Look,
+    reading: Reading,
+    stored_views: np.ndarray | None,
+) -> DaliLoader:
+    shown = look.preset, look.train_crop_size, look.interpolation
+    view = TrainingView(*shown) if stored_views is None else StoredView(*shown, stored_views)
+    return _dali(kind, samples, batches, view, look.preset, reading)
 
 
 def _dali(
-    args: argparse.Namespace,
-    device: torch.device,
-    memory_format: torch.memory_format,
-    stored: SoftLabels | None,
-    loader: Callable = DaliLoader,
-) -> tuple[Callable, Callable]:
-    """As ``_torchvision``, through DALI."""
-    preset = PRESETS[args.preset]
-    finish = {
-        "threads": usable_workers(args.workers),
-        "device": device,
-        "memory_format": memory_format,
-        "decode_on": args.dali_device or ("gpu" if device.type == "cuda" else "cpu"),
-    }
-
-    def train(samples: list[Sample], batches: TrainBatchSampler) -> DaliLoader:
-        shown = preset, args.train_crop_size, args.interpolation
-        view = StoredView(*shown, stored.views) if stored else TrainingView(*shown)
-        return loader(samples, batches, view, mean=preset.mean, std=preset.std, **finish)
-
-    def val(samples: list[Sample], batches: EvalBatchSampler) -> DaliLoader:
-        view = EvaluationView(args.val_resize_size, args.val_crop_size, args.interpolation)
-        return DaliLoader(samples, batches, view, mean=preset.mean, std=preset.std, **finish)
-
-    return train, val
+    kind: type[DaliLoader],
+    samples: Sequence[Sample],
+    batches: BatchSampler,
+    view: TrainingView | EvaluationView,
+    colours: Preset,
+    reading: Reading,
+) -> DaliLoader:
+    return kind(
+        samples,
+        batches,
+        view,
+        threads=reading.workers,
+        mean=colours.mean,
+        std=colours.std,
+        device=reading.device,
+        memory_format=reading.memory_format,
+        decode_on=reading.decode_on,
+    )

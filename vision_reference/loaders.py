@@ -1,92 +1,44 @@
-"""Batches as the training loop takes them: (images, labels) on the device, in the model's memory layout, normalized.
+"""What is done to batches of images on their way to the training loop: mixing, and a teacher's logits beside them.
 
-Where there is a teacher, running along or stored, its logits come third.
-
-A loader has ``len()`` (batches of this process), ``set_epoch(epoch)``, ``step_sizes`` (images per step, summed over
-processes; training only) and can be iterated once per epoch.
+These are loaders around another loader, see ``images.batch.Loader``; where there is a teacher, running along or stored,
+its logits come with the batch.
 """
 
 from collections.abc import Callable, Iterator
+from typing import NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, default_collate
 from torchvision.transforms import v2
 
 from vision_reference.distillation import Teacher
-from vision_reference.images.folders import seeded
-from vision_reference.images.pipelines import Normalize
-from vision_reference.images.samplers import EvalBatchSampler, TrainBatchSampler, combine_seeds
+from vision_reference.images.batch import Batch, Loader
+from vision_reference.images.samplers import combine_seeds, seeded
 from vision_reference.soft_labels.store import SoftLabels
 
 
-class TorchvisionLoader:
-    """A data set decoded and augmented by worker processes, finished on the device.
+class TaughtBatch(NamedTuple):
+    """A ``Batch`` and what a teacher says about it.
 
-    Args:
-        dataset: (pixels, label) for keys ``(index, seed)``; uint8 pixels are normalized here, float ones are done.
-        batches: what a step of this process holds.
-        workers: number of worker processes; 0 loads in this process.
-        normalize: applied to uint8 images on the device.
-        device, memory_format: of the images handed out.
+    Attributes:
+        images, targets, indices: as in ``Batch``.
+        logits: (B, K) of the teacher, on the device of the images.
     """
 
-    def __init__(
-        self,
-        dataset: Dataset,
-        batches: TrainBatchSampler | EvalBatchSampler,
-        *,
-        workers: int,
-        normalize: Normalize,
-        device: torch.device,
-        memory_format: torch.memory_format,
-    ) -> None:
-        self.batches = batches
-        self.normalize = normalize
-        self.device = device
-        self.memory_format = memory_format
-        self._loader = DataLoader(
-            dataset,
-            batch_sampler=batches,
-            collate_fn=_collate,
-            num_workers=workers,
-            pin_memory=device.type == "cuda",
-            persistent_workers=workers > 0,
-            worker_init_fn=_single_thread,
-            # torch draws a seed for the workers when it starts them. Drawn from the global generator, a resumed run
-            # would draw it once more than one that was never stopped, and its dropout would differ from then on.
-            generator=torch.Generator(),
-        )
-
-    def __len__(self) -> int:
-        return len(self.batches)
-
-    @property
-    def step_sizes(self) -> list[int]:
-        return self.batches.step_sizes
-
-    def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch whose order and augmentation the next iteration yields."""
-        self.batches.set_epoch(epoch)
-
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        for images, labels in self._loader:
-            # The bytes travel; layout and normalization are the device's work.
-            images = images.to(self.device, non_blocking=True).contiguous(memory_format=self.memory_format)
-            if images.dtype == torch.uint8:
-                images = self.normalize(images)
-            yield images, labels.to(self.device, non_blocking=True)
+    images: Tensor
+    targets: Tensor
+    indices: Tensor
+    logits: Tensor
 
 
 class MixingLoader:
-    """Another loader's batches with mixup or cutmix applied; labels become class probabilities (B, K).
+    """Another loader's batches with mixup or cutmix applied; targets become class probabilities (B, K).
 
     Where both are asked for, each batch takes one of them at random. The choice is a function of (seed, epoch, step,
     process), like all augmentation.
 
     Args:
-        loader: yields (images, class numbers).
+        loader: its targets are class numbers.
         num_classes: K.
         mixup_alpha, cutmix_alpha: parameter of the Beta distribution of the mixing weight; 0 leaves that method out.
         seed, rank: of the run and of this process.
@@ -94,7 +46,7 @@ class MixingLoader:
 
     def __init__(
         self,
-        loader: TorchvisionLoader,
+        loader: Loader,
         *,
         num_classes: int,
         mixup_alpha: float,
@@ -106,7 +58,6 @@ class MixingLoader:
         self.step_sizes = loader.step_sizes
         self.seed = seed
         self.rank = rank
-        self.epoch = 0
         self.methods: list[Callable] = []
         if mixup_alpha:
             self.methods.append(v2.MixUp(alpha=mixup_alpha, num_classes=num_classes))
@@ -116,100 +67,88 @@ class MixingLoader:
     def __len__(self) -> int:
         return len(self.loader)
 
-    def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch of the next iteration."""
-        self.epoch = epoch
-        self.loader.set_epoch(epoch)
-
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        for step, (images, labels) in enumerate(self.loader):
-            with seeded(combine_seeds(self.seed, self.epoch, step, self.rank)):
-                method = self.methods[torch.randint(len(self.methods), ()).item()]
-                mixed = method(images, labels)
-            yield mixed
+    def epoch(self, number: int) -> Iterator[Batch]:
+        """The mixed batches of epoch ``number``."""
+        for step, (images, targets, indices) in enumerate(self.loader.epoch(number)):
+            with seeded(combine_seeds(self.seed, number, step, self.rank)):
+                method = self.methods[int(torch.randint(len(self.methods), ()))]
+                images, targets = method(images, targets)
+            yield Batch(images, targets, indices)
 
 
 class SoftLabelLoader:
-    """Another loader's batches with what the stored teachers answered: (images, labels, logits (B, K)).
+    """Another loader's batches with what the stored teachers answered.
 
     Args:
-        loader: yields (images, labels) for the keys of its ``batches``.
-        soft_labels: the stored teachers; their views are those that ``loader`` shows.
+        loader: shows the views that the teachers saw.
+        soft_labels: the stored teachers.
     """
 
-    def __init__(self, loader: TorchvisionLoader, soft_labels: SoftLabels) -> None:
+    def __init__(self, loader: Loader, soft_labels: SoftLabels) -> None:
         self.loader = loader
         self.soft_labels = soft_labels
         self.step_sizes = loader.step_sizes
-        self.epoch = 0
 
     def __len__(self) -> int:
         return len(self.loader)
 
-    def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch of the next iteration."""
-        self.epoch = epoch
-        self.loader.set_epoch(epoch)
-
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        # The sampler gives the same keys whenever it is asked, here those whose images the loader hands out.
-        for keys, (images, labels) in zip(self.loader.batches, self.loader, strict=True):
-            logits = self.soft_labels.logits(self.epoch, np.array([index for index, _ in keys]))
+    def epoch(self, number: int) -> Iterator[TaughtBatch]:
+        """The batches of epoch ``number`` with the answers to the view that it shows."""
+        for images, targets, indices in self.loader.epoch(number):
+            logits = self.soft_labels.logits(number, indices.numpy())
             if images.device.type == "cuda":
                 logits = logits.pin_memory()
-            yield images, labels, logits.to(images.device, non_blocking=True)
+            yield TaughtBatch(images, targets, indices, logits.to(images.device, non_blocking=True))
 
 
 class TeacherLoader:
-    """Another loader's batches with what a teacher answers: (images, labels, logits (B, K)).
+    """Another loader's batches with what a teacher answers.
 
-    On a GPU the next batch travels there and is answered while the student works on this one.
+    On a GPU the next batch travels there and is answered while the student works on this one: up to three batches are
+    there at a time. Not so beside an epoch's first step, in which cuDNN may time its algorithms.
 
     Args:
-        loader: yields (images, labels), as the teacher is to see them.
+        loader: its images are what the teacher is to see.
         teacher: on the device of the images.
+        look_ahead: False: one after the other on a GPU, too.
     """
 
-    def __init__(self, loader: TorchvisionLoader | MixingLoader, teacher: Teacher) -> None:
+    def __init__(self, loader: Loader, teacher: Teacher, *, look_ahead: bool = True) -> None:
         self.loader = loader
         self.teacher = teacher
         self.step_sizes = loader.step_sizes
+        self.look_ahead = look_ahead and teacher.device.type == "cuda"
+        # One for all epochs: torch keeps freed memory by stream, a working set of the teacher's for each.
+        self._side = torch.cuda.Stream(teacher.device) if self.look_ahead else None
 
     def __len__(self) -> int:
         return len(self.loader)
 
-    def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch of the next iteration."""
-        self.loader.set_epoch(epoch)
-
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        answered = ((images, labels, self.teacher(images)) for images, labels in self.loader)
-        return _made_ahead(answered, self.teacher.device) if self.teacher.device.type == "cuda" else answered
+    def epoch(self, number: int) -> Iterator[TaughtBatch]:
+        """The batches of epoch ``number`` with the teacher's answers."""
+        answered = (TaughtBatch(*batch, self.teacher(batch.images)) for batch in self.loader.epoch(number))
+        return answered if self._side is None else _made_ahead(answered, self._side)
 
 
-def _made_ahead(batches: Iterator[tuple[Tensor, ...]], device: torch.device) -> Iterator[tuple[Tensor, ...]]:
-    """The same batches, each made on a CUDA stream of its own beside the caller's work on the batch before."""
-    side = torch.cuda.Stream(device)
+def _made_ahead(batches: Iterator[TaughtBatch], side: torch.cuda.Stream) -> Iterator[TaughtBatch]:
+    """The same batches; all but the first are made on the stream ``side``, beside the caller's work on the one before.
 
-    def make() -> tuple[Tensor, ...] | None:
-        # After the caller's steps queued so far: what they read may be overwritten then, and no more than two batches
-        # are ever there, however far the Python side is ahead of the GPU.
-        side.wait_stream(torch.cuda.current_stream(device))
+    The second is begun when the caller's first step is queued, so the first step has the GPU to itself.
+    """
+
+    def make() -> TaughtBatch | None:
+        # After the caller's steps queued so far: what they read may be overwritten then, and however far Python is
+        # ahead of the GPU, there are only the batch that was handed out last, the next one, and the one after.
+        side.wait_stream(torch.cuda.current_stream(side.device))
         with torch.cuda.stream(side):
             return next(batches, None)
 
+    first = next(batches, None)
+    if first is None:
+        return
+    yield first
     following = make()
     while (batch := following) is not None:
-        torch.cuda.current_stream(device).wait_stream(side)
+        torch.cuda.current_stream(side.device).wait_stream(side)
         following = make()
         yield batch
-
-
-def _collate(items: list[tuple[Tensor, object]]) -> tuple[Tensor, Tensor]:
-    """A batch whose images are channels last in memory, which is how decoders leave them: nothing is rearranged."""
-    images, targets = default_collate([(image.permute(1, 2, 0), target) for image, target in items])
-    return images.permute(0, 3, 1, 2), targets
-
-
-def _single_thread(_: int) -> None:
-    torch.set_num_threads(1)

@@ -23,16 +23,16 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
 
 if not __package__:  # run as a file: the root of the clone takes the place of its own folder
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from vision_reference.arguments import parse_store_args
-from vision_reference.data import build_view_loader, list_samples
+from vision_reference.data import Look, Reading, list_samples, view_loader
 from vision_reference.distillation import Teacher, read_teacher
 from vision_reference.errors import UserError, run_command
-from vision_reference.images.folders import Sample
+from vision_reference.images.batch import Batch
+from vision_reference.images.folders import Samples
 from vision_reference.images.presets import PRESETS
 from vision_reference.images.samplers import view_seed
 from vision_reference.machine import Machine, barrier, choose_machine, from_main
@@ -54,7 +54,8 @@ def main(args: argparse.Namespace) -> None:
     machine = choose_machine(args)
     rank, folder = machine.rank, Path(args.output_dir)
     folder.mkdir(parents=True, exist_ok=True)
-    samples, _, classes = list_samples(args, rank)
+    data = list_samples(args, rank)
+    samples, classes = data.train, data.classes
     if args.top_k and args.top_k >= len(classes):
         raise UserError(f"--top-k {args.top_k} of {len(classes)} classes leaves nothing out; drop it to store them all")
     trained = read_teacher(args.teacher, args.teacher_weights, classes, PRESETS[args.preset], temperatures=())
@@ -87,9 +88,7 @@ def main(args: argparse.Namespace) -> None:
             sys.exit(1)
 
 
-def make_plan(
-    args: argparse.Namespace, machine: Machine, samples: list[Sample], classes: int, weights_hash: str
-) -> dict:
+def make_plan(args: argparse.Namespace, machine: Machine, samples: Samples, classes: int, weights_hash: str) -> dict:
     """The manifest but for checksums and errors: what is to be stored, from what.
 
     Raises:
@@ -124,7 +123,7 @@ def make_plan(
 
 
 def store(
-    args: argparse.Namespace, machine: Machine, teacher: Teacher, samples: list[Sample], plan: dict, folder: Path
+    args: argparse.Namespace, machine: Machine, teacher: Teacher, samples: Samples, plan: dict, folder: Path
 ) -> None:
     """Write the blocks that are missing, shared by all processes, and the manifest."""
     rank, count = machine.rank, plan["views"]["count"]
@@ -136,10 +135,11 @@ def store(
     missing = [block for block in blocks if block.number not in done]
     own = missing[rank.rank :: rank.world_size]
     batches = ViewBatchSampler(own, plan["views"]["seed"], args.batch_size)
-    loader = build_view_loader(args, samples, batches, machine.device, machine.memory_format)
+    reading = Reading.of(args, machine.device, machine.memory_format)
+    loader = view_loader(samples, batches, Look.of(args), reading)
     progress = _Progress(own, rank.world_size)
     writer = writing.Writer(folder, rank.rank)
-    shown = iter(loader)
+    shown = loader.epoch(0)
     for block in own:
         writer.write(block, *make_block(block, shown, batches, teacher, plan))
         if rank.is_main:
@@ -152,7 +152,7 @@ def store(
 
 
 def make_block(
-    block: Block, shown: Iterator[tuple[Tensor, Tensor]], batches: ViewBatchSampler, teacher: Teacher, plan: dict
+    block: Block, shown: Iterator[Batch], batches: ViewBatchSampler, teacher: Teacher, plan: dict
 ) -> tuple[dict[str, np.ndarray], np.ndarray]:
     """Records of both files for ``block`` and the sums of errors over it.
 
@@ -168,7 +168,7 @@ def make_block(
     views, stored = records.values()
     errors, place = 0, 0
     for _ in range(batches.batches_of(block)):
-        images, geometry = next(shown)
+        images, geometry, _ = next(shown)
         logits = teacher(images).float()
         if not logits.isfinite().all():
             raise UserError("the teacher's logits are not finite; its weights are damaged, or --amp does not suit it")
@@ -183,7 +183,7 @@ def make_block(
     return records, errors
 
 
-def check(args: argparse.Namespace, machine: Machine, teacher: Teacher, samples: list[Sample], stored: Store) -> bool:
+def check(args: argparse.Namespace, machine: Machine, teacher: Teacher, samples: Samples, stored: Store) -> bool:
     """Recompute ``--check`` random views and print how far the stored ones are off; whether that is tolerable.
 
     What is compared: crop and flip, the logits kept, and the log-sum-exps.
@@ -193,9 +193,10 @@ def check(args: argparse.Namespace, machine: Machine, teacher: Teacher, samples:
     views, indices = np.divmod(np.sort(drawn), stored.images)
     keys = [(int(index), int(stored.views["seed"][view, index])) for view, index in zip(views, indices, strict=True)]
     batches = KeyBatchSampler(keys, args.batch_size)
-    loader = build_view_loader(args, samples, batches, machine.device, machine.memory_format)
+    reading = Reading.of(args, machine.device, machine.memory_format)
+    loader = view_loader(samples, batches, Look.of(args), reading)
     differences, scale, moved, place = [], 1.0, 0, 0
-    for images, geometry in loader:
+    for images, geometry, _ in loader.epoch(0):
         rows = slice(place, place + len(images))
         place = rows.stop
         records = stored.labels[views[rows], indices[rows]]

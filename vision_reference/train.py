@@ -71,12 +71,11 @@ def train_one_epoch(
     """
     student, optimizer, scaler, ema = learner.student, learner.optimizer, learner.scaler, learner.ema
     student.train()
-    loader.set_epoch(epoch)
     averages = TrainingAverages(machine.device)
     progress = ProgressLine(epoch, args.epochs, len(loader), args.print_freq)
     shown, images_seen, taught = averages.sums.clone(), 0, bool(args.teacher or args.soft_labels)
     misled = torch.zeros((), device=machine.device)  # steps in which the teacher's logits were not finite
-    for step, (images, targets, *answers) in enumerate(loader):
+    for step, (images, targets, _, *answers) in enumerate(loader.epoch(epoch)):
         learner.schedule.step_to(epoch, step, len(loader))
         with machine.autocast():
             logits = student(images)
@@ -151,7 +150,7 @@ def evaluate(
     model.eval()
     share_buffers(model)
     sums = torch.zeros(4, dtype=torch.float64, device=machine.device)
-    for images, labels in loader:
+    for images, labels, _ in loader.epoch(0):
         with machine.autocast():
             logits = model(images)
         if outcomes is not None:

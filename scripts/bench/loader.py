@@ -26,6 +26,7 @@ import torch
 import torchvision
 from torch.utils.data import DataLoader
 from torchvision import io, transforms
+from torchvision.datasets.folder import pil_loader
 from tqdm import tqdm
 
 if not __package__:  # run as a file: the root of the clone takes the place of its own folder
@@ -34,11 +35,12 @@ if not __package__:  # run as a file: the root of the clone takes the place of i
 from vision_reference.errors import UserError, run_command
 from vision_reference.images.dali_loader import DaliLoader, load_dali
 from vision_reference.images.dali_views import TrainingView
-from vision_reference.images.folders import ImageDataset, Sample, image_folder, read_image, read_pixels
+from vision_reference.images.decoding import read_image, read_pixels
+from vision_reference.images.folders import Sample, image_folder
 from vision_reference.images.pipelines import Normalize, training_pipeline
 from vision_reference.images.presets import PRESETS
 from vision_reference.images.samplers import TrainBatchSampler
-from vision_reference.loaders import TorchvisionLoader
+from vision_reference.images.torch_loader import ImageDataset, TorchvisionLoader
 from vision_reference.machine import keep_freed_memory, usable_workers
 
 PRESET = PRESETS["imagenet"]
@@ -69,9 +71,9 @@ def as_the_reference(samples: list[Sample], batch: int, workers: int) -> Iterabl
         ]
     )
     dataset = [(index, index) for index in range(len(samples))]
-    images = ImageDataset(samples, [], pipeline)
+    images = ImageDataset(samples, pipeline, lambda path, check: pil_loader(path))
     loader = DataLoader(_Keyed(images, dataset), batch, shuffle=True, num_workers=workers, persistent_workers=True)
-    return _Counting(loader)
+    return _Again(lambda: (len(labels) for _, labels in loader))
 
 
 class _Keyed(torch.utils.data.Dataset):
@@ -85,16 +87,6 @@ class _Keyed(torch.utils.data.Dataset):
 
     def __getitem__(self, index: int):
         return self.images[self.keys[index]]
-
-
-class _Counting:
-    """Sizes of the batches of a loader that yields (images, labels)."""
-
-    def __init__(self, loader: Iterable) -> None:
-        self.loader = loader
-
-    def __iter__(self):
-        return (len(labels) for _, labels in self.loader)
 
 
 class BareDali:
@@ -142,7 +134,6 @@ def ways(samples: list[Sample], batch: int, workers: int) -> dict[str, Callable[
         loader = TorchvisionLoader(
             ImageDataset(
                 samples,
-                [],
                 training_pipeline(PRESET, crop_size=SIDE, backend=backend),
                 read_pixels if backend == "tensor" else read_image,
             ),
@@ -152,7 +143,7 @@ def ways(samples: list[Sample], batch: int, workers: int) -> dict[str, Callable[
             device=cpu,
             memory_format=torch.channels_last,
         )
-        return _Counting(loader)
+        return _Again(lambda: (len(images) for images, _, _ in loader.epoch(0)))
 
     def dali(name: str) -> Iterable[int]:
         loader = DaliLoader(
@@ -166,7 +157,7 @@ def ways(samples: list[Sample], batch: int, workers: int) -> dict[str, Callable[
             memory_format=torch.channels_last,
             decode_on=name.lower(),
         )
-        return _Counting(loader)
+        return _Again(lambda: (len(images) for images, _, _ in loader.epoch(0)))
 
     makers: dict[str, Callable[[], Iterable[int]]] = {
         "decoding alone": lambda: _Again(partial(decoding, samples, workers)),
@@ -282,7 +273,7 @@ def main() -> None:
     if args.images < (least := (2 * MARGIN + 2) * args.batch_size):
         raise UserError(f"--images {args.images} is too few for batches of {args.batch_size}; give at least {least}")
     keep_freed_memory()
-    samples, _ = image_folder(args.data_path)
+    samples: list[Sample] = list(image_folder(args.data_path)[0])
     samples = (samples * -(-args.images // len(samples)))[: args.images]
     workers = usable_workers(max(1, args.workers))
     print(f"{len(samples)} images a round, batches of {args.batch_size}, {workers} workers\n", flush=True)

@@ -54,9 +54,10 @@ from vision_reference.errors import run_command
 from vision_reference.images.pipelines import Normalize
 from vision_reference.images.presets import PRESETS
 from vision_reference.images.samplers import TrainBatchSampler
+from vision_reference.images.torch_loader import TorchvisionLoader
 from vision_reference.kd_losses import kd_divergence
 from vision_reference.learner import build_learner
-from vision_reference.loaders import SoftLabelLoader, TeacherLoader, TorchvisionLoader
+from vision_reference.loaders import SoftLabelLoader, TeacherLoader
 from vision_reference.machine import choose_machine
 from vision_reference.networks.by_name import build_model
 from vision_reference.soft_labels import writer as writing
@@ -89,16 +90,14 @@ class FirstSteps:
     """
 
     def __init__(self, batches: TrainBatchSampler, steps: int) -> None:
-        self.keys = list(islice(batches, steps))
+        self.keys = list(islice(batches.epoch(0), steps))
         self.step_sizes = batches.step_sizes[:steps]
 
     def __len__(self) -> int:
         return len(self.keys)
 
-    def set_epoch(self, epoch: int) -> None:
+    def epoch(self, number: int) -> Iterator[list[tuple[int, int]]]:
         """Every epoch has the same batches."""
-
-    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         return iter(self.keys)
 
 
@@ -152,12 +151,12 @@ def turns(setting: Setting, student: str, store: Store, device: str, amp: bool) 
         return turn
 
     teacher = Teacher(network(TEACHER), machine.device, layout, machine.autocast)
-    bare, ready = network(student).train(), list(loader())
+    bare, ready = network(student).train(), list(loader().epoch(0))
     sgd = {"lr": args.lr, "momentum": args.momentum, "weight_decay": args.weight_decay}
     optimizer = torch.optim.SGD(bare.parameters(), **sgd)
 
     def floor() -> None:
-        for images, _ in ready:
+        for images, _, _ in ready:
             answer = teacher(images)
             with machine.autocast():
                 loss = kd_divergence(bare(images), answer, TEMPERATURE)

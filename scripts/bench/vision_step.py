@@ -55,9 +55,10 @@ from vision_reference.errors import run_command
 from vision_reference.images.pipelines import Normalize
 from vision_reference.images.presets import PRESETS
 from vision_reference.images.samplers import TrainBatchSampler
+from vision_reference.images.torch_loader import TorchvisionLoader
 from vision_reference.kd_losses import kd_divergence
 from vision_reference.learner import build_learner
-from vision_reference.loaders import TeacherLoader, TorchvisionLoader
+from vision_reference.loaders import TeacherLoader
 from vision_reference.machine import choose_machine
 from vision_reference.networks.by_name import build_model
 from vision_reference.train import train_one_epoch
@@ -115,7 +116,7 @@ def turns(setting: Setting, device: str, amp: bool) -> dict[str, Callable[[], ob
     plain, fast = torch.contiguous_format, machine.memory_format
     sgd = {"lr": args.lr, "momentum": args.momentum, "weight_decay": args.weight_decay}
 
-    slow_student, slow_teacher, slow_batches = student(plain), teacher(plain), list(loader(plain))
+    slow_student, slow_teacher, slow_batches = student(plain), teacher(plain), list(loader(plain).epoch(0))
     slow_optimizer = torch.optim.SGD(slow_student.parameters(), **sgd)
 
     def authors() -> None:
@@ -129,11 +130,11 @@ def turns(setting: Setting, device: str, amp: bool) -> dict[str, Callable[[], ob
         with contextlib.redirect_stdout(io.StringIO()):  # the progress lines are made, but would spoil the bar
             train_one_epoch(learner, own_loader, machine, args, epoch=0)
 
-    bare, ready_batches = student(fast), list(loader(fast))
+    bare, ready_batches = student(fast), list(loader(fast).epoch(0))
     bare_optimizer = torch.optim.SGD(bare.parameters(), **sgd)
 
     def floor() -> None:
-        for images, _ in ready_batches:
+        for images, _, _ in ready_batches:
             teacher_logits = frozen(images)
             with machine.autocast():
                 loss = kd_divergence(bare(images), teacher_logits, TEMPERATURE)
@@ -149,7 +150,7 @@ def step_like_the_authors(
 ) -> dict[str, float]:
     """Steps as the paper's published scripts take them, without their loader: every one waits for three numbers."""
     sums = dict.fromkeys(("loss", "top1", "top5"), 0.0)
-    for images, labels in batches:
+    for images, labels, _ in batches:
         with torch.no_grad():
             soft_labels = F.softmax(teacher(images) / TEMPERATURE, dim=1)
         logits = student(images)

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from vision_reference.distillation import Teacher
+from vision_reference.images.batch import Batch
 from vision_reference.loaders import TeacherLoader
 
 CPU = torch.device("cpu")
@@ -18,18 +19,14 @@ class Batches:
     def __init__(self, device=CPU):
         self.step_sizes = [2, 2, 1]
         self.device = device
-        self.epoch = 0
 
     def __len__(self):
         return len(self.step_sizes)
 
-    def set_epoch(self, epoch):
-        self.epoch = epoch
-
-    def __iter__(self):
-        images = self.epoch + torch.arange(5.0).unsqueeze(1)
+    def epoch(self, number):
+        images = number + torch.arange(5.0).unsqueeze(1)
         for labels in torch.arange(5).split(2):
-            yield images[labels].to(self.device), labels.to(self.device)
+            yield Batch(images[labels].to(self.device), labels.to(self.device), labels)
 
 
 def network():
@@ -43,13 +40,13 @@ def teacher_on(device):
 
 def test_every_batch_comes_with_the_teachers_answer_to_its_images():
     loader = TeacherLoader(Batches(), teacher_on(CPU))
-    loader.set_epoch(7)
-    batches = list(loader)
+    batches = list(loader.epoch(7))
     assert len(loader) == len(batches) == 3
     assert loader.step_sizes == [2, 2, 1]
-    assert torch.cat([images for images, _, _ in batches]).flatten().tolist() == [7, 8, 9, 10, 11]
-    assert torch.cat([labels for _, labels, _ in batches]).tolist() == [0, 1, 2, 3, 4]
-    for images, _, answers in batches:
+    assert torch.cat([batch.images for batch in batches]).flatten().tolist() == [7, 8, 9, 10, 11]
+    assert torch.cat([batch.targets for batch in batches]).tolist() == [0, 1, 2, 3, 4]
+    assert torch.cat([batch.indices for batch in batches]).tolist() == [0, 1, 2, 3, 4]
+    for images, _, _, answers in batches:
         torch.testing.assert_close(answers.clone(), network()(images).detach())
 
 
@@ -61,13 +58,19 @@ class FakeStreams:
 
         class Stream:
             def __init__(self, name):
-                self.name = name
+                self.name, self.device = name, torch.device("cuda", 0)
 
             def wait_stream(stream, other):
                 self.log.append(f"{stream.name} waits for {other.name}")
 
         main = Stream("main")
-        monkeypatch.setattr(torch.cuda, "Stream", lambda device: Stream("side"))
+        self.made = 0
+
+        def make(device):
+            self.made += 1
+            return Stream("side")
+
+        monkeypatch.setattr(torch.cuda, "Stream", make)
         monkeypatch.setattr(torch.cuda, "current_stream", lambda device: main)
         monkeypatch.setattr(torch.cuda, "stream", self._enter)
 
@@ -81,29 +84,37 @@ class FakeStreams:
         self.log.append(f"{what} on {self.current}")
 
 
-def test_on_a_gpu_the_next_batch_is_made_beside_the_work_on_this_one(monkeypatch):
-    streams = FakeStreams(monkeypatch)
+@pytest.fixture
+def streams(monkeypatch):
+    return FakeStreams(monkeypatch)
+
+
+@pytest.fixture
+def noted_loader(streams):
+    """A loader on an imitated GPU that notes when its batches are made."""
 
     class NotedBatches(Batches):
-        def __iter__(self):
-            for number, batch in enumerate(super().__iter__()):
-                streams.note(f"batch {number}")
+        def epoch(self, number):
+            for step, batch in enumerate(super().epoch(number)):
+                streams.note(f"batch {step}")
                 yield batch
 
     teacher = teacher_on(CPU)
     teacher.device = torch.device("cuda", 0)
+    return lambda **options: TeacherLoader(NotedBatches(), teacher, **options)
+
+
+def test_on_a_gpu_the_next_batch_is_made_beside_the_work_on_this_one(streams, noted_loader):
     answers = []
-    for number, (_, _, answer) in enumerate(TeacherLoader(NotedBatches(), teacher)):
-        streams.note(f"step {number}")
-        answers.append(answer)
+    for step, batch in enumerate(noted_loader().epoch(0)):
+        streams.note(f"step {step}")
+        answers.append(batch.logits)
     begins_after_the_steps_so_far, ready = "side waits for main", "main waits for side"
     assert streams.log == [
-        begins_after_the_steps_so_far,
-        "batch 0 on side",
-        ready,
+        "batch 0 on main",
+        "step 0 on main",
         begins_after_the_steps_so_far,
         "batch 1 on side",
-        "step 0 on main",
         ready,
         begins_after_the_steps_so_far,
         "batch 2 on side",
@@ -112,9 +123,22 @@ def test_on_a_gpu_the_next_batch_is_made_beside_the_work_on_this_one(monkeypatch
         begins_after_the_steps_so_far,
         "step 2 on main",
     ]
-    assert torch.equal(
-        torch.cat(answers), torch.cat([answer for _, _, answer in TeacherLoader(Batches(), teacher_on(CPU))])
-    )
+    plain = TeacherLoader(Batches(), teacher_on(CPU)).epoch(0)
+    assert torch.equal(torch.cat(answers), torch.cat([batch.logits for batch in plain]))
+
+
+def test_all_epochs_share_one_stream(streams, noted_loader):
+    loader = noted_loader()
+    for number in range(5):
+        assert len(list(loader.epoch(number))) == 3
+    assert streams.made == 1
+
+
+def test_looking_ahead_can_be_left_out(streams, noted_loader):
+    for step, _ in enumerate(noted_loader(look_ahead=False).epoch(0)):
+        streams.note(f"step {step}")
+    assert streams.log == [f"{what} {step} on main" for step in range(3) for what in ("batch", "step")]
+    assert streams.made == 0
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
@@ -122,7 +146,19 @@ def test_answers_on_a_gpu_are_those_to_the_same_images():
     gpu = torch.device("cuda", torch.cuda.current_device())
     reference = network().to(gpu)
     seen = 0
-    for images, _, answers in TeacherLoader(Batches(gpu), teacher_on(gpu)):
+    for images, _, _, answers in TeacherLoader(Batches(gpu), teacher_on(gpu)).epoch(0):
         torch.testing.assert_close(answers.clone(), reference(images).detach())
         seen += len(images)
     assert seen == 5
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_memory_on_a_gpu_stays_what_it_is_after_the_first_epochs():
+    gpu = torch.device("cuda", torch.cuda.current_device())
+    network = nn.Sequential(nn.Linear(1, 1 << 20), nn.ReLU(), nn.Linear(1 << 20, 3))  # several MB of activations
+    loader = TeacherLoader(Batches(gpu), Teacher(network, gpu, torch.contiguous_format, nullcontext))
+    reserved = []
+    for number in range(40):
+        list(loader.epoch(number))
+        reserved.append(torch.cuda.memory_reserved(gpu))
+    assert reserved[-1] == reserved[2]

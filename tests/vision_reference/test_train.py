@@ -21,12 +21,13 @@ from torchvision.transforms import functional as TF
 from vision_reference import train as training
 from vision_reference.arguments import parse_args
 from vision_reference.distillation import Teacher
-from vision_reference.images.folders import ImageDataset, image_folder
+from vision_reference.images.folders import image_folder
 from vision_reference.images.pipelines import Normalize, training_pipeline
 from vision_reference.images.presets import PRESETS
 from vision_reference.images.samplers import EvalBatchSampler, TrainBatchSampler
+from vision_reference.images.torch_loader import ImageDataset, TorchvisionLoader
 from vision_reference.learner import build_learner
-from vision_reference.loaders import MixingLoader, TeacherLoader, TorchvisionLoader
+from vision_reference.loaders import MixingLoader, TeacherLoader
 from vision_reference.machine import Machine, Rank
 from vision_reference.metrics import Outcomes
 from vision_reference.networks import by_name, heads
@@ -39,9 +40,9 @@ PLAIN = Machine(Rank(), CPU, torch.contiguous_format, torch.bfloat16, nullcontex
 
 
 def loader_of(folder, batch_size, *, train, seed=1):
-    samples, classes = image_folder(folder / ("train" if train else "val"))
+    samples, _ = image_folder(folder / ("train" if train else "val"))
     preset = PRESETS["digits"]
-    dataset = ImageDataset(samples, classes, training_pipeline(preset, crop_size=32) if train else TF.pil_to_tensor)
+    dataset = ImageDataset(samples, training_pipeline(preset, crop_size=32) if train else TF.pil_to_tensor)
     sampler = (
         TrainBatchSampler(len(samples), batch_size, seed=seed) if train else EvalBatchSampler(len(samples), batch_size)
     )
@@ -59,13 +60,13 @@ class InFloat64:
     """A loader whose images are float64, so that two ways of computing the same do not drift apart by rounding."""
 
     def __init__(self, loader):
-        self.loader, self.step_sizes, self.set_epoch = loader, loader.step_sizes, loader.set_epoch
+        self.loader, self.step_sizes = loader, loader.step_sizes
 
     def __len__(self):
         return len(self.loader)
 
-    def __iter__(self):
-        return ((images.double(), labels) for images, labels in self.loader)
+    def epoch(self, number):
+        return (batch._replace(images=batch.images.double()) for batch in self.loader.epoch(number))
 
 
 def small_network(seed, classes=4):
@@ -106,8 +107,7 @@ def test_training_equals_a_plain_pytorch_loop_step_by_step(few_digits, flags):
     optimizer = torch.optim.SGD(plain.parameters(), 0.05, momentum=0.9, weight_decay=1e-3)
     for epoch in range(2):
         expected_loss, images_seen = 0.0, 0
-        loader.set_epoch(epoch)
-        for images, labels in loader:
+        for images, labels, _ in loader.epoch(epoch):
             logits = plain(images)
             loss = F.cross_entropy(logits, labels, label_smoothing=0.1)
             if args.teacher:
@@ -151,32 +151,35 @@ def test_evaluation_equals_counting_by_hand(few_digits):
 
 
 def test_batches_do_not_depend_on_the_number_of_workers(few_digits):
-    alone = list(loader_of(few_digits, 16, train=True))
-    samples, classes = image_folder(few_digits / "train")
+    alone = loader_of(few_digits, 16, train=True).epoch(1)
+    samples, _ = image_folder(few_digits / "train")
     preset = PRESETS["digits"]
     parallel = TorchvisionLoader(
-        ImageDataset(samples, classes, training_pipeline(preset, crop_size=32)),
+        ImageDataset(samples, training_pipeline(preset, crop_size=32)),
         TrainBatchSampler(len(samples), 16, seed=1),
         workers=2,
         normalize=Normalize(preset.mean, preset.std),
         device=CPU,
         memory_format=torch.channels_last,
     )
-    for (images, labels), (others, other_labels) in zip(alone, parallel, strict=True):
+    list(parallel.epoch(0))
+    for (images, labels, indices), (others, other_labels, other_indices) in zip(alone, parallel.epoch(1), strict=True):
         assert torch.equal(images, others)
         assert torch.equal(labels, other_labels)
+        assert torch.equal(indices, other_indices)
+        assert labels.tolist() == [samples[index][1] for index in indices.tolist()]
         assert others.is_contiguous(memory_format=torch.channels_last)
 
 
 def test_mixed_images_and_their_labels_are_mixed_alike_and_repeatably(few_digits):
     def mixed(**methods):
         loader = MixingLoader(loader_of(few_digits, 16, train=True), num_classes=4, seed=1, rank=0, **methods)
-        loader.set_epoch(3)
-        return list(loader)
+        return list(loader.epoch(3))
 
-    plain = loader_of(few_digits, 16, train=True)
-    plain.set_epoch(3)
-    for (images, targets), (original, labels) in zip(mixed(mixup_alpha=0.2, cutmix_alpha=0.0), plain, strict=True):
+    plain = loader_of(few_digits, 16, train=True).epoch(3)
+    for batch, (original, labels, indices) in zip(mixed(mixup_alpha=0.2, cutmix_alpha=0.0), plain, strict=True):
+        images, targets = batch.images, batch.targets
+        assert torch.equal(batch.indices, indices)
         onehot = F.one_hot(labels, 4).float()
         partner = onehot.roll(1, 0)
         differs = (onehot != partner).any(dim=1)
@@ -184,9 +187,9 @@ def test_mixed_images_and_their_labels_are_mixed_alike_and_repeatably(few_digits
         torch.testing.assert_close(targets, share * onehot + (1 - share) * partner)
         torch.testing.assert_close(images, share * original + (1 - share) * original.roll(1, 0), rtol=1e-4, atol=1e-5)
     both = mixed(mixup_alpha=0.2, cutmix_alpha=1.0)
-    for (images, targets), (again, same) in zip(both, mixed(mixup_alpha=0.2, cutmix_alpha=1.0), strict=True):
-        assert torch.equal(images, again)
-        assert torch.equal(targets, same)
+    for batch, again in zip(both, mixed(mixup_alpha=0.2, cutmix_alpha=1.0), strict=True):
+        assert torch.equal(batch.images, again.images)
+        assert torch.equal(batch.targets, again.targets)
 
 
 @pytest.fixture(scope="module")

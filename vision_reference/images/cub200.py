@@ -134,7 +134,9 @@ def _unpack_member(tar: tarfile.TarFile, member: tarfile.TarInfo, folder: Path, 
         return
     target.parent.mkdir(parents=True, exist_ok=True)
     # Copying the bytes alone leaves out owners, modes and whatever else an archive can ask for.
-    with tar.extractfile(member) as source, open(target, "wb") as file:
+    source = tar.extractfile(member)
+    assert source is not None  # it is a plain file
+    with source, open(target, "wb") as file:
         shutil.copyfileobj(source, file)
 
 

@@ -1,4 +1,4 @@
-"""The same batches as ``loaders.TorchvisionLoader``, decoded and augmented by NVIDIA DALI on the CPU or the GPU.
+"""The same batches as ``torch_loader.TorchvisionLoader``, decoded and augmented by NVIDIA DALI on the CPU or the GPU.
 
 Order, seeds and split over processes come from the same samplers. What is random is computed from each sample's seed
 (``dali_views``) and only executed by DALI or torch, so that the pixels are a function of (run's seed, epoch, image) and
@@ -10,17 +10,19 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import cast
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from vision_reference.errors import UserError
+from vision_reference.images.batch import Batch
 from vision_reference.images.dali_views import EvaluationView, TrainingView
 from vision_reference.images.decoding import read_encoded
-from vision_reference.images.folders import Sample, read_image
+from vision_reference.images.folders import Sample
 from vision_reference.images.pipelines import Normalize
-from vision_reference.images.samplers import EvalBatchSampler, TrainBatchSampler
+from vision_reference.images.samplers import BatchSampler, Key, TrainBatchSampler
 
 _READ_AHEAD = 2  # batches whose files are being read while DALI works on the ones before
 _QUEUE = 2  # batches that DALI keeps ready
@@ -43,7 +45,7 @@ def load_dali():
 
 
 @dataclass(frozen=True)
-class Batch:
+class Underway:
     """A batch on its way through DALI.
 
     Attributes:
@@ -53,14 +55,16 @@ class Batch:
         inputs: what DALI reads without a copy of its own, kept alive here.
     """
 
-    keys: list[tuple[int, int]]
+    keys: list[Key]
     sizes: np.ndarray
     values: dict[str, np.ndarray]
     inputs: list
 
 
 class DaliLoader:
-    """Batches of (images, labels) from files, through DALI; the contract is that of ``TorchvisionLoader``.
+    """Batches from files, through DALI; the contract is that of ``TorchvisionLoader``.
+
+    Where images are decoded on the CPU and only cropped, resized and mirrored, torch does so; else DALI's graph does.
 
     Args:
         samples: (path, label) pairs.
@@ -70,8 +74,6 @@ class DaliLoader:
         mean, std: per channel, of pixels scaled to 0..1.
         device, memory_format: of the images handed out.
         decode_on: "cpu", or "gpu" for DALI's decoder on ``device``.
-        finish_with: "torch", or "dali" for its graph; None: torch where images are decoded on the CPU and the view
-            allows it.
 
     Raises:
         UserError: DALI is not installed, or ``decode_on`` is "gpu" without a GPU; while iterating: a file that cannot
@@ -81,7 +83,7 @@ class DaliLoader:
     def __init__(
         self,
         samples: Sequence[Sample],
-        batches: TrainBatchSampler | EvalBatchSampler,
+        batches: BatchSampler,
         view: TrainingView | EvaluationView,
         *,
         threads: int,
@@ -90,7 +92,6 @@ class DaliLoader:
         device: torch.device,
         memory_format: torch.memory_format,
         decode_on: str,
-        finish_with: str | None = None,
     ) -> None:
         if decode_on == "gpu" and device.type != "cuda":
             raise UserError("--dali-device gpu needs a GPU to train on; use --dali-device cpu")
@@ -104,29 +105,31 @@ class DaliLoader:
         self.device = device
         self.memory_format = memory_format
         self.decode_on = decode_on
-        in_dali = decode_on == "gpu" or view.needs_dali_after_decoding
-        self.finish_with = finish_with or ("dali" if in_dali else "torch")
+        self.in_dali = decode_on == "gpu" or view.needs_dali_after_decoding
         self._pipeline = None
         self._files: Iterator[list] = iter(())
-        self._in_flight: deque[Batch] = deque()
+        self._in_flight: deque[Underway] = deque()
+        self._checked = np.zeros(len(samples), dtype=bool)  # files in whose image data damage was looked for
 
     def __len__(self) -> int:
         return len(self.batches)
 
     @property
     def step_sizes(self) -> list[int]:
-        return self.batches.step_sizes
+        """Images of each step, summed over processes."""
+        return cast(TrainBatchSampler, self.batches).step_sizes
 
-    def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch whose order and augmentation the next iteration yields."""
-        self.batches.set_epoch(epoch)
+    def epoch(self, number: int) -> Iterator[Batch]:
+        """The batches of epoch ``number``.
 
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        Raises:
+            UserError: a file that cannot be read, with its path.
+        """
         # An iteration that is not carried to its end leaves batches in the pipeline, so it takes the pipeline with it.
         pipeline, self._pipeline = self._pipeline or self._build(), None
         self._in_flight.clear()
         with ThreadPoolExecutor(self.threads) as readers:
-            self._files = self._read_ahead(readers)
+            self._files = self._read_ahead(number, readers)
             while True:
                 try:
                     (images,) = pipeline.run()
@@ -135,47 +138,53 @@ class DaliLoader:
                 except RuntimeError as error:
                     raise self._explained(error) from error
                 batch = self._in_flight.popleft()
-                if self.finish_with == "torch":
-                    finished = self._finished(images, batch.values, readers)
-                else:
-                    finished = self._copied(images)
-                yield finished, self.targets(batch).to(self.device, non_blocking=True)
+                finished = self._copied(images) if self.in_dali else self._finished(images, batch.values, readers)
+                indices = torch.tensor([index for index, _ in batch.keys])
+                yield Batch(finished, self.targets(batch).to(self.device, non_blocking=True), indices)
         pipeline.reset()
         self._pipeline = pipeline
 
-    def targets(self, batch: Batch) -> Tensor:
+    def targets(self, batch: Underway) -> Tensor:
         """What is handed out beside the images of a batch: the labels (B,)."""
         return torch.tensor([self.samples[index][1] for index, _ in batch.keys])
 
-    def _read_ahead(self, readers: ThreadPoolExecutor) -> Iterator[list]:
+    def _read_ahead(self, epoch: int, readers: ThreadPoolExecutor) -> Iterator[list]:
         """Inputs of DALI's pipeline, batch by batch, the files of the next ones being read meanwhile."""
         waiting: deque = deque()
-        for keys in self.batches:
-            paths = [self.samples[index][0] for index, _ in keys]
-            shares = [paths[start :: self.threads] for start in range(self.threads)]
-            waiting.append((keys, [readers.submit(_read_all, share) for share in shares]))
+        for keys in self.batches.epoch(epoch):
+            indices = [index for index, _ in keys]
+            shares = [indices[start :: self.threads] for start in range(self.threads)]
+            waiting.append((keys, [readers.submit(self._read, share) for share in shares]))
             if len(waiting) > _READ_AHEAD:
                 yield self._inputs(*waiting.popleft())
         while waiting:
             yield self._inputs(*waiting.popleft())
 
-    def _inputs(self, keys: list[tuple[int, int]], jobs: list) -> list:
+    def _read(self, indices: list[int]) -> list[tuple[np.ndarray, tuple[int, int]]]:
+        """Bytes and sizes of some files; damage is looked for when a file is read for the first time."""
+        files = []
+        for index in indices:
+            files.append(read_encoded(self.samples[index][0], check=not self._checked[index]))
+            self._checked[index] = True
+        return files
+
+    def _inputs(self, keys: list[Key], jobs: list) -> list:
         files: list = [None] * len(keys)
         for start, job in enumerate(jobs):
             files[start :: self.threads] = job.result()
         sizes = np.array([size for _, size in files], dtype=np.int64)
         values = self._arguments(keys, sizes)
         inputs = [[data for data, _ in files], *self._for_dali(values).values()]
-        self._in_flight.append(Batch(keys, sizes, values, inputs))
+        self._in_flight.append(Underway(keys, sizes, values, inputs))
         return inputs
 
-    def _arguments(self, keys: list[tuple[int, int]], sizes: np.ndarray) -> dict[str, np.ndarray]:
+    def _arguments(self, keys: list[Key], sizes: np.ndarray) -> dict[str, np.ndarray]:
         seeds = np.array([seed for _, seed in keys], dtype=np.uint64)
         return self.view.arguments(sizes, seeds, np.array([index for index, _ in keys]))
 
     def _for_dali(self, values: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Those of a batch's arguments that DALI's graph takes."""
-        names = self.view.decoder_arguments if self.finish_with == "torch" else values
+        names = values if self.in_dali else self.view.decoder_arguments
         return {name: values[name] for name in names}
 
     def _build(self):
@@ -184,7 +193,7 @@ class DaliLoader:
         on_gpu = self.device.type == "cuda"
         # A batch of the first two indices tells the names; every batch has the same.
         names = list(self._for_dali(self._arguments([(0, 0), (0, 0)], np.full((2, 2), 512))))
-        largest = max((len(keys) for keys in self.batches), default=1)
+        largest = max((len(keys) for keys in self.batches.epoch(0)), default=1)
         pipeline = dali.Pipeline(
             batch_size=largest,
             num_threads=self.threads,
@@ -202,7 +211,7 @@ class DaliLoader:
                 decoder, crop["axes"] = fn.decoders.image_slice, [0, 1]
             place = "mixed" if self.decode_on == "gpu" else "cpu"
             images = decoder(encoded, device=place, **crop, **_as_stored(decoder))
-            if self.finish_with == "dali":
+            if self.in_dali:
                 images = self.view.pixels(dali, images, values, lambda x: x.gpu() if on_gpu else x)
                 images = fn.crop_mirror_normalize(
                     images,
@@ -247,14 +256,9 @@ class DaliLoader:
         for batch in self._in_flight:
             for index, _ in batch.keys:
                 path = self.samples[index][0]
-                read_image(path)
                 if not _decodes(path):
                     return UserError(f"DALI cannot decode {path}; convert it, or use --loader torchvision")
         raise error
-
-
-def _read_all(paths: list[str]) -> list[tuple[np.ndarray, tuple[int, int]]]:
-    return [read_encoded(path) for path in paths]
 
 
 def _decodes(path: str) -> bool:

@@ -5,7 +5,7 @@ resizes four times as fast as DALI does, and to Pillow's pixels.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from torch import Tensor
@@ -99,7 +99,7 @@ class StoredView(TrainingView):
         views: (M, N) records ``seed``, ``box``, ``flip`` of N samples.
     """
 
-    views: np.ndarray = None
+    views: np.ndarray = field(default_factory=lambda: np.empty((0, 0)))
 
     def arguments(self, sizes: np.ndarray, seeds: np.ndarray, indices: np.ndarray) -> dict[str, np.ndarray]:
         """As ``TrainingView.arguments``, crop and flip from the stored view that has the seed."""

@@ -1,136 +1,160 @@
-"""Folders of images as data sets of (pixels, label), with mistakes in them told in one line."""
+"""Folders of images: which files they hold and of which class, with mistakes in them told in one line. No torch."""
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import overload
 
-import torch
-from PIL import Image
-from torch import Tensor
-from torch.utils.data import Dataset
-from torchvision.datasets import ImageFolder
-from torchvision.io import ImageReadMode, decode_jpeg
-from torchvision.transforms.functional import pil_to_tensor
+import numpy as np
 
 from vision_reference.errors import UserError
 from vision_reference.files import atomic_file, cache_file
-from vision_reference.images.decoding import is_jpeg, read_encoded
 
 Sample = tuple[str, int]
+ENDINGS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")  # torchvision's
+_LAYOUT = "--data-path needs train/ and val/, each with one folder of images per class"
 
 
-def read_image(path: str) -> Image.Image:
-    """The image at ``path`` as RGB.
+class Samples(Sequence[Sample]):
+    """(path, label) pairs in three arrays.
 
-    Raises:
-        UserError: it cannot be read or decoded.
-    """
-    try:
-        with open(path, "rb") as file, Image.open(file) as image:
-            return image.convert("RGB")
-    # Pillow's decoders raise SyntaxError (PNG) and ValueError too; a bomb is an image of absurd size.
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        reason = " ".join(str(error).split())
-        raise UserError(f"unreadable image {path} ({reason}); replace or remove it") from None
-
-
-def read_pixels(path: str) -> Tensor:
-    """The pixels of the image at ``path``, uint8 (3, H, W), equal to those of ``read_image``.
-
-    JPEG files skip the PIL image on the way: torchvision decodes them straight into the tensor.
-
-    Raises:
-        UserError: it cannot be read or decoded.
-    """
-    encoded, _ = read_encoded(path)
-    if is_jpeg(encoded):
-        try:
-            return decode_jpeg(torch.from_numpy(encoded), ImageReadMode.RGB)
-        except RuntimeError:
-            pass  # what its decoder does not know (four inks) or cannot read; Pillow knows more, or says what is wrong
-    return pil_to_tensor(read_image(path))
-
-
-class ImageDataset(Dataset):
-    """(pixels, label) for keys ``(index, seed)``: the seed fixes every random choice of ``transform``.
-
-    Args:
-        samples: (path, label) pairs.
-        classes: class names; labels index them.
-        transform: from what ``read`` returns to a tensor, drawing on torch's CPU generator.
-        read: from path to image: ``read_image`` or ``read_pixels``.
+    A list of a million tuples would be copied, little by little, into each of the worker processes that are forked:
+    looking at a Python object writes into its page.
     """
 
-    def __init__(
-        self, samples: list[Sample], classes: list[str], transform: Callable, read: Callable = read_image
-    ) -> None:
-        self.samples = samples
-        self.classes = classes
-        self.transform = transform
-        self.read = read
+    def __init__(self, pairs: Iterable[Sample]) -> None:
+        paths, labels = [], []
+        for path, label in pairs:
+            paths.append(os.fsencode(path))
+            labels.append(label)
+        self._bytes = np.frombuffer(b"".join(paths), np.uint8)
+        self._ends = np.cumsum([len(path) for path in paths], dtype=np.int64)
+        self._labels = np.array(labels, dtype=np.int64)
 
     def __len__(self) -> int:
-        return len(self.samples)
+        return len(self._labels)
 
-    def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, int]:
-        index, seed = key
-        path, label = self.samples[index]
-        image = self.read(path)
-        with seeded(seed):
-            return self.transform(image), label
+    @overload
+    def __getitem__(self, number: int) -> Sample: ...
+    @overload
+    def __getitem__(self, number: slice) -> "Samples": ...
+    def __getitem__(self, number: int | slice) -> "Sample | Samples":
+        if isinstance(number, slice):
+            return Samples(self[one] for one in range(*number.indices(len(self))))
+        if not -len(self) <= number < len(self):
+            raise IndexError(number)
+        number %= len(self)
+        start = self._ends[number - 1] if number else 0
+        return os.fsdecode(self._bytes[start : self._ends[number]].tobytes()), int(self._labels[number])
 
+    def __iter__(self) -> Iterator[Sample]:
+        return (self[number] for number in range(len(self)))
 
-class seeded:
-    """Context in which torch's CPU generator starts from ``seed``; its state is put back afterwards.
-
-    ``torch.manual_seed`` would touch the GPUs' generators too, which a loader in the main process must not.
-    """
-
-    def __init__(self, seed: int) -> None:
-        self.seed = seed
-
-    def __enter__(self) -> None:
-        self.state = torch.default_generator.get_state()
-        torch.default_generator.manual_seed(self.seed)
-
-    def __exit__(self, *exception: object) -> None:
-        torch.default_generator.set_state(self.state)
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Sequence) and len(self) == len(other) and all(map(tuple.__eq__, self, other))
 
 
-def image_folder(root: Path, *, cache: bool = False) -> tuple[list[Sample], list[str]]:
-    """Samples and classes of a folder in ImageFolder layout: one subfolder of images per class.
+def image_folder(root: Path, *, cache: bool = False) -> tuple[Samples, list[str]]:
+    """Samples and classes of a folder in ImageFolder layout: one subfolder of images per class, in torchvision's order.
+
+    A symbolic link to a folder is followed where it leads out of ``root``, and once; one that leads back into or above
+    ``root`` is not: what is there has its place and class already.
 
     Args:
         root: the folder.
         cache: keep the list between runs; it is used as long as no class folder has changed.
 
     Raises:
-        UserError: the folder is missing, holds no class, or a class holds no image.
+        UserError: the folder is missing or cannot be read, holds no class, a class holds no image, or two classes hold
+            the same folder.
     """
-    if not root.is_dir():
-        raise UserError(
-            f"no folder {root}; --data-path needs train/ and val/, each with one folder of images per class"
-        )
-    folders = sorted(entry.name for entry in os.scandir(root) if entry.is_dir())
-    if not folders:
-        raise UserError(f"{root} holds no class folder; expected {root}/<class>/<image>")
-    # A class folder's time of modification changes whenever a file is added to or removed from it.
-    state = [(name, (root / name).stat().st_mtime_ns) for name in folders]
-    index = cache_file("image_folders", [str(root.resolve()), state])
-    if cache and index.is_file():
-        listing = json.loads(index.read_text())
-        return [(str(root / path), label) for path, label in listing], folders
-    samples = ImageFolder(str(root), allow_empty=True).samples
-    labels = {label for _, label in samples}
-    if empty := [name for label, name in enumerate(folders) if label not in labels]:
-        raise UserError(f"{root} has no images in the folder of {_some(empty)}; fill or remove it")
+    if root.exists() and not root.is_dir():
+        raise UserError(f"{root} is a file; {_LAYOUT}")
+    try:
+        if not root.is_dir():
+            raise UserError(f"no folder {root}; {_LAYOUT}")
+        with os.scandir(root) as entries:
+            folders = sorted(entry.name for entry in entries if _is_folder(entry))
+        if not folders:
+            raise UserError(f"{root} holds no class folder; expected {root}/<class>/<image>")
+        # A class folder's time of modification changes whenever a file is added to or removed from it.
+        state = [(name, (root / name).stat().st_mtime_ns) for name in folders]
+        index = cache_file("image_folders", [str(root.resolve()), state])
+        if cache and (listing := _read_listing(index)) is not None:
+            return Samples((str(root / path), label) for path, label in listing), folders
+        samples = Samples(_Scan(root).samples(folders))
+    except OSError as error:
+        raise UserError(f"cannot read {error.filename or root} ({error.strerror})") from None
     if cache:
-        listing = json.dumps([(os.path.relpath(path, root), label) for path, label in samples])
+        text = json.dumps([(os.path.relpath(path, root), label) for path, label in samples])
         index.parent.mkdir(parents=True, exist_ok=True)
         with atomic_file(index) as file:
-            file.write(listing.encode())
+            file.write(text.encode())
     return samples, folders
+
+
+class _Scan:
+    """One walk through all classes of a folder, which remembers where it has been."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.home = os.path.realpath(root)
+        self.been: dict[tuple[int, int], str] = {}  # class by (device, inode) of a folder
+
+    def samples(self, classes: Sequence[str]) -> Iterator[Sample]:
+        empty = []
+        for label, name in enumerate(classes):
+            paths = self._images(name)
+            if not paths:
+                empty.append(name)
+            yield from ((path, label) for path in paths)
+        if empty:
+            raise UserError(f"{self.root} has no images in the folder of {some(empty)}; fill or remove it")
+
+    def _images(self, name: str) -> list[str]:
+        top = os.path.join(self.root, name)
+        if not self._enters(top, name, os.path.islink(top)):
+            raise UserError(f"{top} is a link back to {os.path.realpath(top)}, not a class of its own; remove the link")
+        waiting, found = [top], []
+        while waiting:
+            folder = waiting.pop()
+            names = []
+            with os.scandir(folder) as entries:
+                for entry in entries:
+                    if _is_folder(entry):
+                        if self._enters(entry.path, name, entry.is_symlink()):
+                            waiting.append(entry.path)
+                    elif entry.name.lower().endswith(ENDINGS):
+                        names.append(entry.name)
+            found.append((folder, sorted(names)))
+        return [os.path.join(folder, file) for folder, names in sorted(found) for file in names]
+
+    def _enters(self, folder: str, name: str, is_link: bool) -> bool:
+        """Whether ``folder`` is one to go into, for the class ``name``."""
+        if is_link and os.path.commonpath([target := os.path.realpath(folder), self.home]) in (target, self.home):
+            return False
+        status = os.stat(folder)
+        known = self.been.setdefault((status.st_dev, status.st_ino), "")
+        if known and known != name:
+            raise UserError(f"{folder} is a folder that class {known} holds too; its images cannot be of both classes")
+        self.been[status.st_dev, status.st_ino] = name
+        return not known
+
+
+def _is_folder(entry: os.DirEntry) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself
+        return False
+
+
+def _read_listing(index: Path) -> list[tuple[str, int]] | None:
+    """A kept list; None where there is none or it is not as it was written."""
+    try:
+        return [(str(path), int(label)) for path, label in json.loads(index.read_bytes())]
+    except (OSError, ValueError, TypeError):
+        return None
 
 
 def check_same_classes(train: list[str], val: list[str]) -> None:
@@ -140,11 +164,12 @@ def check_same_classes(train: list[str], val: list[str]) -> None:
         UserError: they differ; names the differing classes.
     """
     only_train, only_val = sorted(set(train) - set(val)), sorted(set(val) - set(train))
-    parts = [f"only in train/: {_some(only_train)}"] * bool(only_train)
-    parts += [f"only in val/: {_some(only_val)}"] * bool(only_val)
+    parts = [f"only in train/: {some(only_train)}"] * bool(only_train)
+    parts += [f"only in val/: {some(only_val)}"] * bool(only_val)
     if parts:
         raise UserError(f"train/ and val/ have different classes ({'; '.join(parts)}); labels would not match")
 
 
-def _some(names: list[str], most: int = 5) -> str:
+def some(names: list[str], most: int = 5) -> str:
+    """The first of ``names``, and how many more there are."""
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")

@@ -4,7 +4,7 @@ Normalization is not part of a pipeline: it runs once per batch on the training 
 workers hand over a quarter of the bytes. Only random erasing needs normalized pixels and brings its own.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torchvision import transforms as v1
@@ -18,7 +18,7 @@ from vision_reference.images.resizing import RandomResizedCropPixels, ResizePixe
 class Normalize:
     """uint8 pixels (..., C, H, W) to ``(pixel / 255 - mean) / std`` in float32."""
 
-    def __init__(self, mean: tuple[float, ...], std: tuple[float, ...], device: torch.device | None = None) -> None:
+    def __init__(self, mean: Sequence[float], std: Sequence[float], device: torch.device | None = None) -> None:
         means, stds = (torch.tensor(values, dtype=torch.float64) for values in (mean, std))
         self.factor = (1 / (255 * stds)).float().to(device)
         self.offset = (-means / stds).float().to(device)

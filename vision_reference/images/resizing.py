@@ -46,7 +46,7 @@ class ResizePixels:
         self.mode = mode
 
     def __call__(self, pixels: Tensor) -> Tensor:
-        size = scaled_size(*pixels.shape[1:], self.size) if isinstance(self.size, int) else self.size
+        size = scaled_size(pixels.shape[1], pixels.shape[2], self.size) if isinstance(self.size, int) else self.size
         return pixels if tuple(pixels.shape[1:]) == size else resize_pixels(pixels, size, self.mode)
 
 

@@ -1,16 +1,20 @@
 """Which samples a process sees, in which order, and the random seed of each one's augmentation.
 
-A sampler yields keys ``(index, seed)``. The seed is a function of (run's seed, epoch, index, repetition), so the pixels
-of a training image depend neither on the number of loader workers nor on the number of processes, and a run that is
-resumed sees what an uninterrupted run would have seen.
+A sampler gives the batches of an epoch as lists of keys ``(index, seed)``. The seed is a function of (run's seed,
+epoch, index, repetition), so the pixels of a training image depend neither on the number of loader workers nor on the
+number of processes, and a run that is resumed sees what an uninterrupted run would have seen.
 """
 
 from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Protocol
 
 import numpy as np
 import torch
 
 from vision_reference.errors import UserError
+
+Key = tuple[int, int]
 
 _MASK = (1 << 64) - 1
 _REPEATED_AUGMENTATION_ROUNDING = 256  # torchvision's recipe rounds the length of such an epoch down to this multiple
@@ -25,6 +29,20 @@ def combine_seeds(*parts: int) -> int:
         state = (state ^ state >> 27) * 0x94D049BB133111EB & _MASK
         state ^= state >> 31
     return state
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Context in which torch's CPU generator starts from ``seed``; its state is put back afterwards.
+
+    ``torch.manual_seed`` would touch the GPUs' generators too, which a loader in the main process must not.
+    """
+    state = torch.default_generator.get_state()
+    torch.default_generator.manual_seed(seed)
+    try:
+        yield
+    finally:
+        torch.default_generator.set_state(state)
 
 
 def view_seed(seed: int, view: int, index: int, repetition: int = 0) -> int:
@@ -57,6 +75,16 @@ def global_batch_sizes(num_samples: int, batch_size: int, world_size: int) -> li
         # Too few for two steps (batches of one image only): one step takes them all.
         sizes += [both - both // 2, both // 2] if both >= 2 * world_size else [both]
     return sizes
+
+
+class BatchSampler(Protocol):
+    """What a loader asks for its batches."""
+
+    def __len__(self) -> int:
+        """Batches of this process in an epoch."""
+
+    def epoch(self, number: int) -> Iterator[list[Key]]:
+        """The batches of epoch ``number`` (from 0), the same whenever they are asked for."""
 
 
 class TrainBatchSampler:
@@ -96,33 +124,29 @@ class TrainBatchSampler:
         self.world_size = world_size
         self.repetitions = repetitions
         self.view_seeds = view_seeds
-        self.epoch = 0
         length = num_samples
         if repetitions > 1 and num_samples >= _REPEATED_AUGMENTATION_ROUNDING:
             length -= num_samples % _REPEATED_AUGMENTATION_ROUNDING
         self.step_sizes = global_batch_sizes(length, batch_size, world_size)
 
-    def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch whose order the next iteration yields."""
-        self.epoch = epoch
-
     def __len__(self) -> int:
         return len(self.step_sizes)
 
-    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        generator = torch.Generator().manual_seed(combine_seeds(self.seed, self.epoch))
+    def epoch(self, number: int) -> Iterator[list[Key]]:
+        """The batches of epoch ``number``."""
+        generator = torch.Generator().manual_seed(combine_seeds(self.seed, number))
         order = torch.randperm(self.num_samples, generator=generator).tolist()
         start = 0
         for size in self.step_sizes:
             places = range(start + self.rank, start + size, self.world_size)
-            yield [self._key(order, place) for place in places]
+            yield [self._key(number, order, place) for place in places]
             start += size
 
-    def _key(self, order: list[int], place: int) -> tuple[int, int]:
+    def _key(self, epoch: int, order: list[int], place: int) -> Key:
         index, repetition = order[place // self.repetitions], place % self.repetitions
         if self.view_seeds is not None:
-            return index, int(self.view_seeds[self.epoch % len(self.view_seeds), index])
-        return index, view_seed(self.seed, self.epoch, index, repetition)
+            return index, int(self.view_seeds[epoch % len(self.view_seeds), index])
+        return index, view_seed(self.seed, epoch, index, repetition)
 
 
 class EvalBatchSampler:
@@ -138,6 +162,7 @@ class EvalBatchSampler:
     def __len__(self) -> int:
         return -(-len(self.indices) // self.batch_size)
 
-    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+    def epoch(self, number: int = 0) -> Iterator[list[Key]]:
+        """All batches; every epoch has the same."""
         for start in range(0, len(self.indices), self.batch_size):
             yield [(index, 0) for index in self.indices[start : start + self.batch_size]]

@@ -3,6 +3,7 @@
 import argparse
 import hashlib
 import os
+from collections.abc import Sequence
 from importlib import metadata
 
 import torch
@@ -50,7 +51,7 @@ def _boxes_say_it_all(stored: dict, given: dict) -> bool:
     return (stored.get("loader"), given["loader"]) == ("torchvision", "dali") and not any(more)
 
 
-def describe_data(samples: list[Sample], classes: int) -> dict:
+def describe_data(samples: Sequence[Sample], classes: int) -> dict:
     """Number of images and classes, and the SHA-256 of the list of relative paths, file sizes and labels, in order.
 
     Cheap: no file is opened, so a changed image of the same size goes unnoticed.

@@ -148,7 +148,7 @@ class SoftLabels:
         return average(answers, self.temperature)
 
 
-def open_soft_labels(args: argparse.Namespace, samples: list[Sample], classes: int, rank: Rank) -> SoftLabels:
+def open_soft_labels(args: argparse.Namespace, samples: Sequence[Sample], classes: int, rank: Rank) -> SoftLabels:
     """The stores of ``--soft-labels``, found to be whole and about what this run trains on.
 
     All bytes are read and compared with their checksums, shared by the processes.

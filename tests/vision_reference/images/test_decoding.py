@@ -39,7 +39,12 @@ def test_bytes_and_size_of_whole_files_of_every_usual_kind(tmp_path, name, mode,
     picture(mode=mode).save(tmp_path / name, **options)
     data, size = read_encoded(str(tmp_path / name))
     assert size == (23, 37)
-    assert data.tobytes() == (tmp_path / name).read_bytes()
+    if name in ("plain.jpg", "progressive.jpg", "grey.jpg", "comment.jpg", "plain.png"):
+        assert data.tobytes() == (tmp_path / name).read_bytes()
+    else:
+        decoded = Image.open(io.BytesIO(data.tobytes()))
+        assert decoded.format == "PPM"
+        assert decoded.tobytes() == Image.open(tmp_path / name).convert("RGB").tobytes()
 
 
 def test_bytes_after_the_end_of_a_jpeg_do_no_harm(tmp_path):
@@ -93,7 +98,7 @@ def test_unreadable_files_are_left_out_counted_and_listed_and_repaired_ones_come
     (images / "4.jpg").write_bytes(b"")
 
     kept = readable.readable_samples(samples, threads=2)
-    assert kept == [samples[number] for number in (0, 1, 3, 5)]
+    assert list(kept) == [samples[number] for number in (0, 1, 3, 5)]
     output = tmp_path / "output"
     output.mkdir()
     line = readable.report("training", samples, kept, output)
@@ -106,5 +111,5 @@ def test_unreadable_files_are_left_out_counted_and_listed_and_repaired_ones_come
     monkeypatch.setattr(readable, "is_readable", lambda path: looked.append(path) or check(path))
     (images / "2.jpg").write_bytes(whole)
     kept = readable.readable_samples(samples, threads=2)
-    assert kept == [samples[number] for number in (0, 1, 2, 3, 5)]
+    assert list(kept) == [samples[number] for number in (0, 1, 2, 3, 5)]
     assert sorted(looked) == [samples[2][0], samples[4][0]]  # the good ones are known to be good

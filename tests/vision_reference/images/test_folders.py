@@ -9,14 +9,10 @@ from PIL import Image
 from torchvision.transforms.functional import pil_to_tensor, to_pil_image
 
 from vision_reference.errors import UserError
-from vision_reference.images.folders import (
-    ImageDataset,
-    check_same_classes,
-    image_folder,
-    read_image,
-    read_pixels,
-    seeded,
-)
+from vision_reference.images.decoding import read_image, read_pixels
+from vision_reference.images.folders import check_same_classes, image_folder
+from vision_reference.images.samplers import seeded
+from vision_reference.images.torch_loader import ImageDataset
 
 
 @pytest.fixture
@@ -37,8 +33,8 @@ def test_labels_are_positions_in_the_sorted_class_names(folder):
 
 
 def test_a_samples_pixels_depend_on_its_seed_alone(folder):
-    samples, classes = image_folder(folder)
-    dataset = ImageDataset(samples, classes, lambda image: torch.rand(3))
+    samples, _ = image_folder(folder)
+    dataset = ImageDataset(samples, lambda image: torch.rand(3))
     first, label = dataset[4, 123]
     torch.rand(7)
     assert torch.equal(dataset[4, 123][0], first)
@@ -128,7 +124,7 @@ def test_a_cached_listing_is_used_until_a_class_folder_changes(folder, tmp_path,
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     first = image_folder(folder, cache=True)
     scans = []
-    monkeypatch.setattr("vision_reference.images.folders.ImageFolder", lambda *a, **k: scans.append(a))
+    monkeypatch.setattr("vision_reference.images.folders._Scan", lambda root: scans.append(root))
     assert image_folder(folder, cache=True) == first
     assert not scans
     monkeypatch.undo()

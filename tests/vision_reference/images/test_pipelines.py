@@ -7,9 +7,9 @@ from torchvision import transforms as T
 from torchvision.transforms import functional as TF
 from torchvision.transforms.functional import InterpolationMode
 
-from vision_reference.images.folders import seeded
 from vision_reference.images.pipelines import Normalize, evaluation_pipeline, training_pipeline
 from vision_reference.images.presets import PRESETS
+from vision_reference.images.samplers import seeded
 
 
 @pytest.fixture

@@ -15,9 +15,7 @@ def epoch_of(num_samples, batch_size, world_size, epoch=0, seed=1, **options):
         TrainBatchSampler(num_samples, batch_size, seed=seed, rank=rank, world_size=world_size, **options)
         for rank in range(world_size)
     ]
-    for sampler in samplers:
-        sampler.set_epoch(epoch)
-    return [list(sampler) for sampler in samplers]
+    return [list(sampler.epoch(epoch)) for sampler in samplers]
 
 
 @given(**sizes)
@@ -87,7 +85,7 @@ def test_evaluation_sees_every_sample_exactly_once_without_padding(num_samples, 
     samplers = [
         EvalBatchSampler(num_samples, batch_size, rank=rank, world_size=world_size) for rank in range(world_size)
     ]
-    batches = [list(sampler) for sampler in samplers]
+    batches = [list(sampler.epoch()) for sampler in samplers]
     assert sorted(index for rank in batches for batch in rank for index, _ in batch) == list(range(num_samples))
     assert [len(sampler) for sampler in samplers] == [len(rank) for rank in batches]
 

@@ -58,11 +58,10 @@ def shown_by_dali(photographs, folder, epoch, *flags):
     command = ["--data-path", photographs, "--soft-labels", folder, "--device", "cpu", "--workers", "1"]
     command += ["--loader", "dali", "--train-crop-size", 64, "--seed", 5, "--batch-size", 4, *flags]
     loader, _, _ = build_loaders(parse_args(list(map(str, command))), Rank(), CPU, torch.contiguous_format)
-    loader.set_epoch(epoch)
     shown = {}
-    for keys, (images, _, logits) in zip(loader.loader.batches, loader, strict=True):
-        assert logits.shape == (len(keys), 2)
-        shown |= {index: image.clone() for (index, _), image in zip(keys, images, strict=True)}
+    for images, _, indices, logits in loader.epoch(epoch):
+        assert logits.shape == (len(indices), 2)
+        shown |= {index: image.clone() for index, image in zip(indices.tolist(), images, strict=True)}
     return shown
 
 

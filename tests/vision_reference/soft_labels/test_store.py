@@ -17,9 +17,10 @@ from vision_reference import store_soft_labels
 from vision_reference.arguments import parse_args
 from vision_reference.data import build_loaders
 from vision_reference.distillation import Teacher
-from vision_reference.images.folders import ImageDataset, image_folder
+from vision_reference.images.folders import image_folder
 from vision_reference.images.pipelines import Normalize, training_pipeline
 from vision_reference.images.presets import PRESETS
+from vision_reference.images.torch_loader import ImageDataset
 from vision_reference.machine import Rank
 from vision_reference.soft_labels.store import SoftLabels, Store, manifest_hash
 
@@ -72,11 +73,10 @@ def student_batches(data, folder, epoch, *flags, rank=None):
     command = ["--data-path", str(data), "--preset", "digits", "--device", "cpu", "--workers", "0", "--batch-size", "9"]
     args = parse_args([*command, "--soft-labels", str(folder), "--seed", "77", *map(str, flags)])
     loader, _, _ = build_loaders(args, rank or Rank(), CPU, torch.contiguous_format)
-    loader.set_epoch(epoch)
     seen = {}
-    for keys, (images, labels, logits) in zip(loader.loader.batches, loader, strict=True):
-        assert len(images) == len(labels) == len(logits) == len(keys)
-        seen |= {index: parts for (index, _), *parts in zip(keys, images, logits, strict=True)}
+    for images, labels, indices, logits in loader.epoch(epoch):
+        assert len(images) == len(labels) == len(logits) == len(indices)
+        seen |= {index: parts for index, *parts in zip(indices.tolist(), images, logits, strict=True)}
     return seen
 
 
@@ -148,9 +148,9 @@ def test_a_run_from_two_stores_resumes_to_the_bit(train, stored, second, tmp_pat
 
 def images_of_view(folder, store, view):
     """Normalized images (83, 3, 32, 32) of a stored view, made from its seeds alone."""
-    samples, classes = image_folder(folder)
+    samples, _ = image_folder(folder)
     preset = PRESETS["digits"]
-    dataset = ImageDataset(samples, classes, training_pipeline(preset, crop_size=32))
+    dataset = ImageDataset(samples, training_pipeline(preset, crop_size=32))
     pixels = torch.stack([dataset[index, int(store.views["seed"][view, index])][0] for index in range(len(samples))])
     return Normalize(preset.mean, preset.std)(pixels)
 

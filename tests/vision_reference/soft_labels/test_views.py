@@ -9,7 +9,7 @@ from PIL import Image
 from torchvision.transforms import functional as TF
 from torchvision.transforms.functional import InterpolationMode
 
-from vision_reference.images.folders import read_image, read_pixels
+from vision_reference.images.decoding import read_image, read_pixels
 from vision_reference.images.pipelines import training_pipeline
 from vision_reference.images.presets import PRESETS
 from vision_reference.images.resizing import resize_pixels
@@ -33,12 +33,12 @@ def samples(tmp_path_factory):
 def test_cropping_and_flipping_by_the_record_gives_the_very_pixels(samples, preset, backend, use_v2):
     pipeline = training_pipeline(PRESETS[preset], crop_size=24, backend=backend, use_v2=use_v2)
     read = read_pixels if backend == "tensor" else read_image
-    dataset = ViewDataset(samples, [], pipeline, read, preset=PRESETS[preset])
+    dataset = ViewDataset(samples, pipeline, read, preset=PRESETS[preset])
     unmoved = training_pipeline(
         replace(PRESETS[preset], mirror=False),
         crop_size=24, backend=backend, use_v2=use_v2,
     )  # fmt: skip
-    unflipped = ViewDataset(samples, [], unmoved, read, preset=PRESETS[preset])
+    unflipped = ViewDataset(samples, unmoved, read, preset=PRESETS[preset])
     flips = 0
     for seed in range(20):
         for index, (path, _) in enumerate(samples):
@@ -67,9 +67,9 @@ def test_blocks_are_cut_into_the_same_batches_whoever_makes_them():
     assert [(block.view, block.start, block.stop) for block in blocks] == [
         (0, 0, 10), (0, 10, 20), (0, 20, 25), (1, 0, 10), (1, 10, 20), (1, 20, 25),
     ]  # fmt: skip
-    everything = list(ViewBatchSampler(blocks, seed=3, batch_size=4))
+    everything = list(ViewBatchSampler(blocks, seed=3, batch_size=4).epoch())
     assert [len(keys) for keys in everything] == [4, 4, 2, 4, 4, 2, 4, 1] * 2
     assert everything[0][1] == (1, view_seed(3, 0, 1))
-    shares = [list(ViewBatchSampler(blocks[rank::2], seed=3, batch_size=4)) for rank in (0, 1)]
+    shares = [list(ViewBatchSampler(blocks[rank::2], seed=3, batch_size=4).epoch()) for rank in (0, 1)]
     assert sorted(shares[0] + shares[1]) == sorted(everything)
     assert len(ViewBatchSampler(blocks, seed=3, batch_size=4)) == 16
