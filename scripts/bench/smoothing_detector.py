@@ -31,7 +31,8 @@ def load(root: Path):
     import torch
     from torchvision.transforms.functional import pil_to_tensor, resize
 
-    from vision_reference.images.folders import image_folder, read_image
+    from vision_reference.images.decoding import read_image
+    from vision_reference.images.folders import image_folder
 
     parts = []
     for split in ("train", "val"):

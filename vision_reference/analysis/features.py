@@ -84,8 +84,8 @@ def last_weights(layer: nn.Linear | nn.Conv2d) -> tuple[np.ndarray, np.ndarray |
 
 
 @torch.inference_mode()
-def collect(network: nn.Module, loader: Iterable[tuple[Tensor, Tensor]], title: str = "features") -> Outputs:
-    """Features and logits of all images of ``loader``, which yields (images, labels) on the network's device.
+def collect(network: nn.Module, loader: Iterable[tuple[Tensor, ...]], title: str = "features") -> Outputs:
+    """Features and logits of all images of ``loader``, which yields (images, labels, ...) on the network's device.
 
     Args:
         network: in evaluation mode.
@@ -99,7 +99,7 @@ def collect(network: nn.Module, loader: Iterable[tuple[Tensor, Tensor]], title: 
     features, logits, labels = [], [], []
     hook = None
     try:
-        for images, targets in progress(loader, title):
+        for images, targets, *_ in progress(loader, title):
             if hook is None:
                 _, layer = find_last_layer(network, images[:2])
                 hook = layer.register_forward_pre_hook(lambda _module, inputs: seen.append(inputs[0].flatten(1)))

@@ -1,7 +1,7 @@
 """The networks under analysis and the images they are shown: from names on a command line to features."""
 
 import difflib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -13,11 +13,12 @@ from vision_reference.analysis import features
 from vision_reference.analysis.features import Outputs
 from vision_reference.errors import UserError
 from vision_reference.files import cache_file
+from vision_reference.images.batch import Batch
 from vision_reference.images.cub200 import cub200
-from vision_reference.images.folders import ImageDataset, Sample, check_same_classes, image_folder, read_image
+from vision_reference.images.folders import Sample, check_same_classes, image_folder
 from vision_reference.images.pipelines import Normalize, evaluation_pipeline
 from vision_reference.images.samplers import EvalBatchSampler
-from vision_reference.loaders import TorchvisionLoader
+from vision_reference.images.torch_loader import ImageDataset, TorchvisionLoader
 from vision_reference.machine import choose_device, keep_freed_memory, usable_workers
 from vision_reference.networks import by_name, heads
 from vision_reference.networks.description import INTERPOLATIONS, Description
@@ -50,8 +51,8 @@ class Images:
     """
 
     root: Path
-    train: list[Sample] | None
-    val: list[Sample]
+    train: Sequence[Sample] | None
+    val: Sequence[Sample]
     classes: list[str]
     names: list[str] = field(default_factory=list)
 
@@ -179,19 +180,32 @@ def outputs_of(
         interpolation=subject.pixels.interpolation,
     )
     loader = TorchvisionLoader(
-        ImageDataset(list(samples), images.classes, pipeline, read_image),
+        ImageDataset(samples, pipeline),
         EvalBatchSampler(len(samples), batch_size),
         workers=usable_workers(workers),
         normalize=Normalize(subject.pixels.mean, subject.pixels.std, subject.device),
         device=subject.device,
         memory_format=torch.channels_last,
     )
-    outputs = features.collect(subject.network, loader, subject.name)
+    outputs = features.collect(subject.network, _Epoch(loader), subject.name)
     if features.keep(path, outputs):
         for other in subject.folder.glob("*.npz"):  # of a checkpoint that has been overwritten since
             if Path(subject.source).is_file() and not other.name.startswith(subject.digest[:12]):
                 other.unlink(missing_ok=True)
     return outputs
+
+
+class _Epoch:
+    """The batches of a loader, as many as ``len()`` says."""
+
+    def __init__(self, loader: TorchvisionLoader) -> None:
+        self.loader = loader
+
+    def __len__(self) -> int:
+        return len(self.loader)
+
+    def __iter__(self) -> Iterator[Batch]:
+        return self.loader.epoch(0)
 
 
 def spread_out(samples: Iterable[Sample], label: int, count: int) -> list[Sample]:
