@@ -22,6 +22,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from PIL import Image
+from PIL.TiffImagePlugin import TiffImageFile
 from torch import Tensor
 from torchvision.io import ImageReadMode, decode_jpeg
 from torchvision.transforms.functional import pil_to_tensor
@@ -33,6 +34,7 @@ MAX_BYTES = 1 << 30  # no image within the limit on pixels needs a larger file
 _FORMATS = ("JPEG", "PNG", "BMP", "PPM", "GIF", "TIFF", "WEBP")
 _MODES = {"1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK"}
 _GRAY_16 = {"I;16", "I;16L", "I;16B", "I;16N"}
+_YCBCR, _JPEG_IN_TIFF = 6, (6, 7)  # values of tags; libtiff converts the colours of JPEG data only
 _PNG = b"\x89PNG\r\n\x1a\n"
 
 _END_OF_IMAGE, _START_OF_SCAN, _HUFFMAN_TABLES = 0xD9, 0xDA, 0xC4
@@ -123,10 +125,10 @@ def read_encoded(path: str, *, check: bool = True) -> tuple[np.ndarray, tuple[in
                     _check_scan(data, jpeg)
                 return np.frombuffer(data, np.uint8), (jpeg.height, jpeg.width)
         elif _is_plain_png(data):
-            with Image.open(io.BytesIO(data), formats=["PNG"]) as image:
-                _check_kind(image)
-                _check_png(data)
-                return np.frombuffer(data, np.uint8), (image.height, image.width)
+            image = _open(io.BytesIO(data))
+            _check_kind(image)
+            _check_png(data)
+            return np.frombuffer(data, np.uint8), (image.height, image.width)
         image = _decode(data)
     except _UNREADABLE as error:
         raise _unreadable(path, error) from None
@@ -178,6 +180,8 @@ def _open(file: io.BytesIO) -> Image.Image:
         return Image.open(file, formats=_FORMATS)
     except Image.UnidentifiedImageError:
         raise ValueError("no image that is known here; known are JPEG, PNG, BMP, PPM, TIFF, WebP and GIF") from None
+    except Image.DecompressionBombError:  # where there are more than twice as many, Pillow itself looks no further
+        raise ValueError(f"more than {Image.MAX_IMAGE_PIXELS} pixels") from None
 
 
 def _check_size(height: int, width: int) -> None:
@@ -192,10 +196,12 @@ def _check_kind(image: Image.Image) -> None:
     sixteen_bits = image.mode in _GRAY_16 or (image.mode == "I" and image.format in ("PNG", "PPM"))
     if not sixteen_bits and image.mode not in _MODES:
         raise ValueError(f"{image.format} of mode {image.mode}; convert it to 8 bits RGB or grayscale")
-    if image.format == "TIFF":
-        bits = image.getexif().get(258, 1)  # BitsPerSample
-        if not {bits} <= {1, 2, 4, 8, 16} if isinstance(bits, int) else not set(bits) <= {1, 2, 4, 8, 16}:
-            raise ValueError(f"TIFF of {bits} bits; convert it to 8 bits RGB or grayscale")
+    if isinstance(image, TiffImageFile):
+        bits, compression, colours = (image.tag_v2.get(tag) for tag in (258, 259, 262))
+        if not set(bits or (1,)) <= {1, 2, 4, 8, 16}:
+            raise ValueError(f"TIFF of {max(bits)} bits; convert it to 8 bits RGB or grayscale")
+        if colours == _YCBCR and compression not in _JPEG_IN_TIFF:
+            raise ValueError("TIFF of mode YCbCr; convert it to 8 bits RGB or grayscale")
 
 
 def _is_plain_png(data: bytearray) -> bool:
@@ -252,7 +258,8 @@ def _parse_jpeg(data: bytearray) -> _Jpeg:
             place = _end_of_scan(data, end, bool(restarts))
             scans.append((end, place))
             one_code = zero_codes.get(0x10 | data[start + 2] & 15) if end - start > 3 else None
-            if frame_marker in _BASELINE and one_code != 0 and (hole := data.find(bytes(_HOLE), end, place)) >= 0:
+            hole = data.find(bytes(_HOLE), end, end + len(data[end:place].rstrip(b"\0")))  # at the end they are padding
+            if frame_marker in _BASELINE and one_code != 0 and hole >= 0:
                 raise ValueError(f"damaged: a hole of zeros at byte {hole}")
             if place + 1 < len(data) and data[place + 1] == _END_OF_IMAGE:
                 break
