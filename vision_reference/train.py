@@ -313,6 +313,11 @@ def run_epoch(
     if learner.ema is not None:
         val = evaluate(learner.ema, val_loader, machine, args.label_smoothing, args.max_suppression)
         record |= {"ema_val_loss": val["loss"], "ema_val_acc1": val["acc1"], "ema_val_acc5": val["acc5"]}
+    if not all(math.isfinite(record[name]) for name in record if name.endswith("val_loss")):
+        raise UserError(
+            f"after epoch {epoch} the validation loss is no finite number: the last updates diverged; lower --lr or "
+            "set --clip-grad-norm"
+        )
     record["seconds"] = time.perf_counter() - began
     return record, outcomes.gather()
 

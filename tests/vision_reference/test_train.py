@@ -18,6 +18,7 @@ from torch import nn
 from torchvision.models import mobilenet_v3_small, resnet18, shufflenet_v2_x0_5
 from torchvision.transforms import functional as TF
 
+from vision_reference import arguments
 from vision_reference import train as training
 from vision_reference.arguments import parse_args
 from vision_reference.distillation import Teacher
@@ -29,13 +30,15 @@ from vision_reference.images.torch_loader import ImageDataset, TorchvisionLoader
 from vision_reference.learner import build_learner
 from vision_reference.loaders import MixingLoader, TeacherLoader
 from vision_reference.machine import Machine, Rank
-from vision_reference.metrics import Outcomes
+from vision_reference.metrics import MetricsFile, Outcomes, last_epoch
 from vision_reference.networks import by_name, heads
-from vision_reference.networks.checkpoints import load_file
+from vision_reference.networks.checkpoints import load_checkpoint
+from vision_reference.soft_labels import codec
 from vision_reference.train import evaluate, train_one_epoch
 
 ROOT = Path(__file__).resolve().parents[2]
 CPU = torch.device("cpu")
+MODEL = "shufflenet_v2_x0_5"
 PLAIN = Machine(Rank(), CPU, torch.contiguous_format, torch.bfloat16, nullcontext)
 
 
@@ -525,9 +528,180 @@ def test_resnet_weights_of_the_authors_evaluate(train, tmp_path):
 
 
 def test_max_suppression_trains_is_recorded_and_excludes_label_smoothing(train, tmp_path):
-    flags = ["--model", "shufflenet_v2_x0_5", "--max-suppression", "0.1"]
+    flags = ["--model", "shufflenet_v2_x0_5", "--max-suppression", "0.1", "--lr", "0.01"]
     train(*flags, "--epochs", "1", "--output-dir", tmp_path)
-    assert load_file(tmp_path / "checkpoint.pth")["args"]["max_suppression"] == 0.1
+    assert load_checkpoint(tmp_path / "checkpoint.pth")["args"]["max_suppression"] == 0.1
     text = train(*flags, "--label-smoothing", "0.1", "--output-dir", tmp_path / "both", expect=2)
     assert text.strip().count("\n") == 0
     assert "--max-suppression" in text
+
+
+class Breaks(nn.Module):
+    """A network whose ``where`` is not finite any more once ``steps`` batches have passed."""
+
+    def __init__(self, where, steps, classes=4):
+        super().__init__()
+        self.where, self.left = where, steps
+        self.layer = nn.Linear(3072, classes)
+        self.register_buffer("running_mean", torch.zeros(1))
+
+    def forward(self, x):
+        if self.training:
+            self.left -= 1
+            if not self.left and self.where == "weights":
+                self.running_mean.fill_(torch.nan)
+        logits = self.layer(x.flatten(1))
+        return logits * torch.inf if not self.training and self.where == "logits" else logits
+
+
+@pytest.mark.parametrize(
+    ("where", "message"),
+    [("weights", "the last update of epoch 0 diverged"), ("logits", "after epoch 0 the validation loss is no finite")],
+)
+def test_a_run_that_diverges_in_its_last_update_leaves_no_checkpoint(train, tmp_path, monkeypatch, where, message):
+    monkeypatch.setattr(by_name, "build_model", lambda *_: Breaks(where, 6))
+    monkeypatch.setattr(heads, "check_input_sizes", lambda *_: None)
+    text = train("--epochs", 2, "--lr", 0.001, "--output-dir", tmp_path, expect=2)
+    assert f"{message}" in text.splitlines()[-1]
+    assert "lower --lr" in text.splitlines()[-1]
+    assert not list(tmp_path.glob("*.pth"))
+
+
+def test_a_teacher_that_answers_nothing_finite_is_blamed_for_it(train, tmp_path):
+    teacher = small_network(0)
+    teacher.conv5[1].bias.data += 10
+    teacher.fc.weight.data[1] = 3e38
+    torch.save(teacher.state_dict(), tmp_path / "t.pth")
+    flags = ["--model", MODEL, "--teacher", MODEL, "--teacher-weights", tmp_path / "t.pth", "--epochs", 1]
+    text = train(*flags, "--output-dir", tmp_path / "run", expect=2)
+    assert "the teacher's logits were not finite in 6 steps of epoch 0" in text.splitlines()[-1]
+    assert "--lr" not in text.splitlines()[-1]
+
+
+DAMAGE = {
+    "epoch": ("third", "its epoch is not what training writes there"),
+    "rng": ([{"python": 3}], "the states of the random generators are damaged"),
+    "optimizer": ({"state": 3, "param_groups": []}, "the optimizer in"),
+    "lr_scheduler": ({"last_epoch": "soon"}, "the lr_scheduler in"),
+    "best": ({"acc1": "high", "acc5": 1.0, "epoch": 0}, "its best result is"),
+    "model": ([1, 2], "its model is not what training writes there"),
+    "model_ema": ({"module.fc.bias": torch.zeros(4)}, "the model_ema in"),
+    "description": ({"val_crop_size": -3}, "its val_crop_size is '-3'"),
+}
+
+
+@pytest.fixture(scope="module")
+def averaged_run(train, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("averaged")
+    train("--model", MODEL, "--epochs", 1, "--lr", 0.01, "--model-ema", "--output-dir", folder)
+    return folder
+
+
+@pytest.mark.parametrize("part", [*DAMAGE, "momentum", "nan momentum"])
+def test_a_damaged_part_of_a_checkpoint_is_named(train, averaged_run, tmp_path, part):
+    checkpoint = load_checkpoint(averaged_run / "checkpoint.pth")
+    value, message = DAMAGE.get(part, (None, "its momentum_buffer does not fit the weights"))
+    if part == "momentum":
+        checkpoint["optimizer"]["state"][0]["momentum_buffer"] = torch.zeros(7)
+    elif part == "nan momentum":
+        checkpoint["optimizer"]["state"][0]["momentum_buffer"][0] = torch.nan
+    else:
+        checkpoint[part] = value
+    torch.save(checkpoint, tmp_path / "checkpoint.pth")
+    flags = [
+        "--model",
+        MODEL,
+        "--epochs",
+        2,
+        "--model-ema",
+        "--output-dir",
+        tmp_path,
+        "--resume",
+        "auto",
+    ]
+    assert message in train(*flags, expect=2).splitlines()[-1]
+
+
+def test_going_back_over_later_epochs_needs_to_be_asked_for(train, averaged_run, tmp_path, metrics):
+    shutil.copytree(averaged_run, tmp_path / "run")
+    with (tmp_path / "run" / "metrics.jsonl").open("a") as file:
+        file.write('{"epoch": 1}\n{"epoch": 2}\n')
+    flags = ["--model", MODEL, "--epochs", 2, "--lr", 0.01, "--output-dir", tmp_path / "run"]
+    text = train(*flags, "--resume", tmp_path / "run" / "model_0.pth", expect=2)
+    assert "later epochs" in text.splitlines()[-1]
+    train(*flags, "--resume", tmp_path / "run" / "model_0.pth", "--overwrite")
+    assert [json.loads(line)["epoch"] for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()] == [
+        0,
+        1,
+    ]
+
+
+def test_damaged_records_do_not_end_a_run_and_good_ones_stay(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_bytes(
+        b'{"epoch": 0}\n\xff\xfe\n{"epoch": "one"}\n[' * 1 + b"[" * 100000 + b'\n{"epoch": 1}\n3\n{"epoch": 2}\n{"ep'
+    )
+    assert last_epoch(path) == 2
+    MetricsFile(path, 2)
+    assert path.read_text() == '{"epoch": 0}\n{"epoch": 1}\n'
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        "--seed -1",
+        "--ra-magnitude 31",
+        "--augmix-severity 11",
+        "--kd-temperature inf",
+        "--kd-temperature 1e300",
+        "--val-crop-size 0",
+        "--train-crop-size 99999",
+        "--seed 18446744073709551616",
+        "--lr nan",
+        "--lr inf",
+        "--mixup-alpha 1e308",
+        "--lr-gamma 1e999",
+        "--epochs -1",
+        "--clip-grad-norm 0",
+        "--kd-weight nan",
+        "--model-ema-decay 1.1",
+    ],
+)
+def test_numbers_out_of_range_are_refused_by_the_parser(flags, capsys):
+    with pytest.raises(SystemExit) as end:
+        parse_args(flags.split())
+    assert end.value.code == 2
+    assert f"argument {flags.split()[0]}: '" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "flag",
+    ["--soft-labels", "--teacher", "--teacher-weights", "--init-weights", "--weights", "--data-path", "--output-dir"],
+)
+def test_an_empty_value_of_an_unset_variable_is_refused(flag, capsys):
+    for empty in ("", "  "):
+        with pytest.raises(SystemExit):
+            parse_args([flag, empty])
+        assert f"argument {flag}: it is empty; is a variable unset?" in capsys.readouterr().err
+
+
+def test_what_was_given_is_known_apart_from_defaults():
+    assert parse_args(["--lr", "0.1", "-b", "8", "--no-channels-last", "--amp"]).given == [
+        "amp", "batch_size", "channels_last", "lr",
+    ]  # fmt: skip
+
+
+def test_the_parser_knows_the_tails_of_the_codec():
+    assert arguments.TAILS == codec.TAILS
+
+
+def test_help_and_mistakes_are_answered_without_importing_torch():
+    program = (
+        "import sys, runpy\nsys.argv = ['train.py', *sys.argv[1:]]\n"
+        "try:\n    runpy.run_path('vision_reference/train.py', run_name='__main__')\n"
+        "finally:\n    print('torch' in sys.modules)"
+    )
+    for flags in (["--help"], ["--test-only"], ["--lr", "x"]):
+        done = subprocess.run([sys.executable, "-c", program, *flags], capture_output=True, text=True, cwd=ROOT)
+        assert done.stdout.splitlines()[-1] == "False"
+        assert done.returncode == (0 if flags == ["--help"] else 2)
