@@ -170,7 +170,7 @@ def figure(
             side = 1.03 ** (2 * place - len(kinds) + 1)  # intervals at one T beside one another
             for part, filled, name in ((SIMILAR, True, kind), (CONTROL, False, f"{kind}, control")):
                 drifts = [getattr(cell, part) for cell in own]
-                x = np.array([cell.temperature for cell in own]) * (side if filled else side * 1.015)
+                x = np.array([cell.temperature for cell in own]) * (side if filled else side * 1.02)
                 means = np.array([drift.mean for drift in drifts])
                 reach = np.array([[drift.mean - drift.low, drift.high - drift.mean] for drift in drifts]).T
                 first.plot([reference, *x], [0, *means], color=look["color"], linewidth=1.2 if filled else 0.6,
@@ -189,7 +189,7 @@ def figure(
             known = [100 * errors.chance for errors in groups.values() if errors.chance is not None]
             if known:
                 axes.axhline(np.mean(known), color="0.5", linewidth=0.8, linestyle=":", label="if errors fell evenly")
-            axes.set_ylim(bottom=0)
+            axes.set_ylim(0, 1.08 * axes.get_ylim()[1])
             drawing.letter(axes, "Errors within a group")
             axes.set_ylabel("share of errors (%)")
         for axes in (first, *others):
@@ -258,10 +258,11 @@ def student(text: str) -> tuple[str, float, list[str]]:
         value = 0.0
     if not kind or not value > 0:
         raise argparse.ArgumentTypeError(f"'{text}' is not KIND:T=PATH, such as smoothed:3=runs/T3/checkpoint.pth")
-    return kind, value, _sources(sources)
+    return kind, value, split_paths(sources)
 
 
-def _sources(text: str) -> list[str]:
+def split_paths(text: str) -> list[str]:
+    """PATH,PATH2,... one by one."""
     return [part.strip() for part in text.split(",") if part.strip()]
 
 
@@ -303,7 +304,7 @@ def check_arguments(args: argparse.Namespace) -> None:
         if twice := next((name for name in given if given.count(name) > 1), None):
             shown = twice if isinstance(twice, str) else f"{twice[0]}:{twice[1]:g}"
             raise UserError(f"{flag} {shown}=... is given twice; several seeds go into one, with commas between them")
-    counts = {kind: len(_sources(sources)) for kind, sources in args.reference}
+    counts = {kind: len(split_paths(sources)) for kind, sources in args.reference}
     for kind, temperature, sources in args.student:
         if temperature == args.reference_temperature:
             raise UserError(
@@ -361,7 +362,7 @@ def main(args: argparse.Namespace) -> None:
     probabilities = geometry.mean_probabilities(logits, labels, classes)
     if groups is None:
         groups = confusions.cluster_classes(probabilities, args.clusters)
-    cells = {(kind, args.reference_temperature): _sources(sources) for kind, sources in args.reference}
+    cells = {(kind, args.reference_temperature): split_paths(sources) for kind, sources in args.reference}
     cells |= {(kind, temperature): sources for kind, temperature, sources in args.student}
     means, errors = {}, {}
     for (kind, temperature), sources in cells.items():

@@ -228,7 +228,7 @@ def sentences(result: Mapping, title: str, command: str) -> list[str]:
     spread = result["features"]
     pairs = [f"{' / '.join(pair['classes'])} ({pair['errors']})" for pair in result["confusions"][:3]]
     look = smoothing["answer"]
-    if smoothing["alpha"] is not None:
+    if look == "smoothed":
         low, high = smoothing["alpha_range"]
         look = f"smoothed, alpha about {smoothing['alpha']:.2g} ({low:.2g} to {high:.2g})"
     recorded = smoothing["recorded"]

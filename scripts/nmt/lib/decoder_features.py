@@ -1,0 +1,181 @@
+"""What a translation model makes of reference translations: decoder features and logits before each target token.
+
+The decoder is given the reference up to a token (teacher forcing), as in training, and its features there are the input
+of its output layer. Nothing is searched for, so this says nothing about translations that the model would write itself.
+"""
+
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from fairseq.data import Dictionary, LanguagePairDataset
+from fairseq.tasks.translation import load_langpair_dataset
+from tqdm import tqdm
+
+import fairseq_plugins.inference_only  # noqa: F401  without it fairseq 0.12.2 cannot run a loaded model on torch 2
+from fairseq_plugins.losses.soft_labels import ProjectedLogits
+from fairseq_plugins.multilingual.language_tokens import LanguageTokens, Layout, batch_of
+from fairseq_plugins.teachers.expert import Teacher, Vocabulary, load_teacher
+from fairseq_plugins.teachers.vocabularies import load_dictionary
+from scripts.nmt.lib.lang_pair import LangPair
+from scripts.nmt.lib.user_error import UserError
+
+_ROWS = 512  # tokens whose logits over the whole vocabulary are worked on at a time
+
+
+@dataclass(frozen=True)
+class References:
+    """One split of one language pair.
+
+    Attributes:
+        pair, folder, subset: which.
+        dataset: its sentences.
+        vocabulary: of the folder.
+    """
+
+    pair: LangPair
+    folder: Path
+    subset: str
+    dataset: LanguagePairDataset
+    vocabulary: Vocabulary
+
+    @property
+    def dictionary(self) -> Dictionary:
+        return self.dataset.tgt_dict
+
+    def counts(self) -> np.ndarray:
+        """(V,) how often each entry of the target dictionary occurs, ends of sentences included."""
+        counts = np.zeros(len(self.dictionary), dtype=np.int64)
+        for sentence in range(len(self.dataset)):
+            counts += np.bincount(self.dataset.tgt[sentence].numpy(), minlength=len(counts))
+        return counts
+
+
+def open_references(folder: Path, pair: LangPair, subset: str) -> References:
+    """Raises UserError if the folder does not hold this split of this pair."""
+    paths = [folder / f"dict.{language}.txt" for language in pair]
+    if missing := next((path for path in paths if not path.is_file()), None):
+        raise UserError(f"there is no {missing}: --data-bin names a folder that prepare.py or fairseq-preprocess made")
+    vocabulary = Vocabulary(pair.source, pair.target, *map(str, paths))
+    try:
+        dataset = load_langpair_dataset(
+            data_path=str(folder),
+            split=subset,
+            src=pair.source,
+            src_dict=load_dictionary(vocabulary.source_path),
+            tgt=pair.target,
+            tgt_dict=load_dictionary(vocabulary.target_path),
+            combine=False,
+            dataset_impl=None,
+            upsample_primary=1,
+            left_pad_source=True,
+            left_pad_target=False,
+            max_source_positions=sys.maxsize,
+            max_target_positions=sys.maxsize,
+        )
+    except FileNotFoundError:
+        raise UserError(f"{folder} holds no {subset} set of {pair}; name one that it has with --subset") from None
+    return References(pair, folder, subset, dataset, vocabulary)
+
+
+def load(checkpoint: str, references: References) -> Teacher:
+    """The model in `checkpoint`, an expert or a multilingual student. Raises UserError if it does not fit the data."""
+    teacher = load_teacher(checkpoint, references.vocabulary)
+    teacher.to(torch.device("cuda" if torch.cuda.is_available() else "cpu"), torch.float32)
+    return teacher
+
+
+def walk(
+    teacher: Teacher, references: References, *, max_tokens: int, title: str
+) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """Yields targets (R,), features (R, D) and logits (R, V), float32, of every target token, a few hundred at a time.
+
+    Sentences that the model cannot read are left out.
+
+    Raises:
+        UserError: the model has no plain output layer, hence no features, or its outputs are not finite.
+    """
+    dataset = references.dataset
+    layout = Layout(dataset.tgt_dict.pad(), dataset.tgt_dict.eos())
+    order = np.lexsort((dataset.src_sizes, dataset.tgt_sizes))
+    batches, longest = [[]], 0
+    for sentence in order:
+        longest = max(longest, dataset.src_sizes[sentence], dataset.tgt_sizes[sentence])
+        if batches[-1] and longest * (len(batches[-1]) + 1) > max_tokens:
+            batches.append([])
+            longest = max(dataset.src_sizes[sentence], dataset.tgt_sizes[sentence])
+        batches[-1].append(int(sentence))
+    device = next(teacher.members.parameters()).device
+    with tqdm(total=int(np.sum(dataset.tgt_sizes)), desc=title, unit="token", unit_scale=True,
+              mininterval=1 if sys.stderr.isatty() else 10, leave=False) as bar:  # fmt: skip
+        for sentences in batches:
+            sample = dataset.collater([dataset[sentence] for sentence in sentences])
+            batch = batch_of(_on(sample, device))
+            everyone = torch.arange(len(batch), device=device)
+            labels = teacher.soft_labels(batch, everyone, layout, LanguageTokens())
+            if not isinstance(labels.logits, ProjectedLogits):
+                raise UserError(f"{title}: this model does not end in one plain linear layer, so it has no features")
+            targets = batch.target[labels.sentences, labels.positions].cpu().numpy()
+            for begin in range(0, len(targets), _ROWS):
+                part = labels.logits[slice(begin, begin + _ROWS)]
+                logits = part.dense().float().cpu().numpy()
+                if not np.isfinite(logits).all():
+                    raise UserError(f"{title}: the logits are not finite; the checkpoint is damaged")
+                yield targets[begin : begin + _ROWS], part.features.float().cpu().numpy(), logits
+            bar.update(int(sum(dataset.tgt_sizes[sentence] for sentence in sentences)))
+
+
+def _on(sample: dict, device: torch.device) -> dict:
+    if device.type == "cpu":
+        return sample
+    from fairseq import utils
+
+    return utils.move_to_cuda(sample)
+
+
+def frequent_tokens(references: References, count: int, least: int = 5) -> np.ndarray:
+    """The `count` most frequent entries of the references, most frequent first; fairseq's special symbols are left out.
+
+    Raises UserError where fewer than that occur `least` times.
+    """
+    counts, dictionary = references.counts(), references.dictionary
+    counts[: dictionary.nspecial] = 0
+    found = np.argsort(-counts, kind="stable")[:count]
+    enough = int((counts[found] >= least).sum())
+    if enough < count:
+        raise UserError(
+            f"{enough} target tokens occur at least {least} times in {references.subset} of {references.pair}, not "
+            f"{count}: ask for fewer with --classes, or take a larger --subset"
+        )
+    return found
+
+
+def of_classes(
+    teacher: Teacher, references: References, classes: np.ndarray, *, max_tokens: int, title: str
+) -> tuple[np.ndarray, np.ndarray]:
+    """Mean feature of each class (K, D), and the mean probability (K, K) that the model gives the classes.
+
+    A class is an entry of the target dictionary; its images, so to speak, are the places where the reference has it.
+    Probabilities are those of the whole vocabulary, of which the columns of the K classes are kept.
+
+    Args:
+        classes: (K,) entries of the target dictionary.
+    """
+    number = np.full(len(references.dictionary), -1)
+    number[classes] = np.arange(len(classes))
+    sums, probabilities, counts = 0.0, np.zeros((len(classes), len(classes))), np.zeros(len(classes))
+    for targets, features, logits in walk(teacher, references, max_tokens=max_tokens, title=title):
+        rows = np.flatnonzero(number[targets] >= 0)
+        own = number[targets[rows]]
+        one_hot = np.eye(len(classes))[own]
+        lprobs = torch.log_softmax(torch.from_numpy(logits[rows]).double(), dim=1)
+        sums = sums + one_hot.T @ features[rows].astype(np.float64)
+        probabilities += one_hot.T @ lprobs[:, classes.tolist()].exp().numpy()
+        counts += one_hot.sum(axis=0)
+    if not counts.all():
+        name = references.dictionary[int(classes[int(np.argmin(counts))])]
+        raise UserError(f"{title}: token {name} occurs in sentences only that this model cannot read")
+    return sums / counts[:, None], probabilities / counts[:, None]
