@@ -15,6 +15,7 @@ from fairseq.criterions.label_smoothed_cross_entropy import (
 
 from ..errors import UserError
 from ..losses.fused import fused_distil
+from ..losses.soft_labels import TopKLogits
 from ..losses.word_level import distil
 from ..teachers.output_layer import plain_output_layer
 
@@ -87,6 +88,8 @@ class LabelSmoothedKDCrossEntropyCriterion(LabelSmoothedCrossEntropyCriterion):
             return super().forward(model, sample, reduce)
 
         layer, reason = plain_output_layer(model)
+        if any(isinstance(labels.logits, TopKLogits) and labels.logits.tail == "bucket" for labels in soft_labels):
+            layer, reason = None, "--kd-tail bucket needs the student's probabilities of all entries"
         if not self._said_how:
             self._said_how = True
             how = "from decoder features, without the logits of the batch" if layer else f"from logits: {reason}"

@@ -15,6 +15,9 @@ from torch import Tensor
 
 Part = TypeVar("Part")
 
+# What becomes of the probability of entries that a store left out: see `TopKLogits`.
+TAILS = ("uniform", "drop", "bucket")
+
 
 def with_tensors(part: Part, change: Callable[[Tensor], Tensor]) -> Part:
     """A dataclass again, with `change` made to every tensor in it and in the dataclasses that it holds."""
@@ -64,37 +67,41 @@ class ProjectedLogits:
 class TopKLogits:
     """The k largest logits of R tokens, as stored. Without gradient.
 
-    The probability of the entries that were not stored is known from `log_sum_exp`; `tail` says what becomes of it:
-    "drop" renormalizes over the stored entries (Tan et al. 2019, section 3.2), "uniform" spreads it evenly over the
-    V_teacher - k others. With k = V_teacher there is no tail, and both are the teacher itself.
+    The probability of the entries that were not stored is known from `rest`; `tail` says what becomes of it: "uniform"
+    spreads it evenly over the V_teacher - k others, "drop" renormalizes over the stored entries (Tan et al. 2019,
+    section 3.2), "bucket" takes the others for one entry, whose probability is the sum of theirs in teacher and student
+    alike. With k = V_teacher there is no tail, and all three are the teacher itself.
 
     Attributes:
         indices: (R, k) integers, entries of the vocabulary, none twice in a row.
         logits: (R, k) their logits, in any floating-point precision; used as float32.
-        log_sum_exp: (R,) logsumexp(z / T) over all V_teacher logits z of a token, at the temperature T of the loss.
+        rest: (R,) logsumexp(z / T) over the logits z of the others, at the temperature T of the loss; -inf for none.
         vocabulary_size: V_teacher, number of entries of the student's vocabulary that the teacher knows.
-        tail: "drop" or "uniform".
+        tail: one of `TAILS`.
     """
 
     indices: Tensor
     logits: Tensor
-    log_sum_exp: Tensor
+    rest: Tensor
     vocabulary_size: int
-    tail: Literal["drop", "uniform"] = "drop"
+    tail: Literal["uniform", "drop", "bucket"] = "drop"
 
     def __getitem__(self, rows: Tensor | slice) -> TopKLogits:
-        picked = {name: getattr(self, name)[rows] for name in ("indices", "logits", "log_sum_exp")}
-        return replace(self, **picked)
+        return replace(self, indices=self.indices[rows], logits=self.logits[rows], rest=self.rest[rows])
 
     def probabilities(self, temperature: float) -> tuple[Tensor, Tensor]:
         """Softened probabilities: (R, k) of the stored entries, (R,) of each entry that was not stored."""
-        softened = at_least_float32(self.logits) / temperature
-        others = self.vocabulary_size - softened.size(1)
+        p, rest = self.stored_and_rest(temperature)
         if self.tail == "drop":
-            return torch.softmax(softened, dim=-1), softened.new_zeros(len(softened))
-        p = softened.sub_(self.log_sum_exp.to(softened.dtype).unsqueeze(1)).exp_()
-        # stored logits are rounded: their probabilities may add up to a little more than 1
-        return p, (1 - p.sum(dim=-1)).clamp_(min=0) / max(others, 1)
+            return p / p.sum(dim=-1, keepdim=True), torch.zeros_like(rest)
+        return p, rest / max(self.vocabulary_size - p.size(1), 1)
+
+    def stored_and_rest(self, temperature: float) -> tuple[Tensor, Tensor]:
+        """Softened probabilities: (R, k) of the stored entries, (R,) of all others together."""
+        softened = at_least_float32(self.logits) / temperature
+        rest = self.rest.to(softened.dtype).unsqueeze(1)
+        p = torch.softmax(torch.cat([softened, rest], dim=1), dim=1)
+        return p[:, :-1], p[:, -1]
 
     def lprobs(self, temperature: float) -> Tensor:
         """(R, V_teacher) log of the softened probabilities; the lowest finite number stands for log(0)."""

@@ -51,6 +51,8 @@ def kl_divergence(student_lprobs: Tensor, teacher_logits: Tensor | TopKLogits, t
     if temperature != 1:
         # softmax(z / T) does not change with a constant added to z, so log-probabilities serve as logits
         log_q = torch.log_softmax(log_q / temperature, dim=-1)
+    if isinstance(teacher_logits, TopKLogits) and teacher_logits.tail == "bucket":
+        return _bucket_divergence(log_q, teacher_logits, temperature)
     with torch.no_grad():
         if isinstance(teacher_logits, TopKLogits):
             log_p = teacher_logits.lprobs(temperature)
@@ -58,6 +60,16 @@ def kl_divergence(student_lprobs: Tensor, teacher_logits: Tensor | TopKLogits, t
             log_p = torch.log_softmax(at_least_float32(teacher_logits) / temperature, dim=-1)
         p = log_p.exp()
     return torch.sub(log_p, log_q[:, : p.size(1)]).mul_(p).sum(dim=-1)
+
+
+def _bucket_divergence(log_q: Tensor, stored: TopKLogits, temperature: float) -> Tensor:
+    """KL(p || q) (R,) where the entries that were not stored count as one; `log_q` (R, V_student) at T."""
+    p, rest = stored.stored_and_rest(temperature)
+    indices = stored.indices.long()
+    others = log_q[:, : stored.vocabulary_size].scatter(1, indices, torch.finfo(log_q.dtype).min)
+    log_q = torch.cat([log_q.gather(1, indices), others.logsumexp(dim=1, keepdim=True)], dim=1)
+    p = torch.cat([p, rest.unsqueeze(1)], dim=1).to(log_q.dtype)
+    return (torch.xlogy(p, p) - p * log_q).sum(dim=-1)
 
 
 def most_probable(teacher_logits: Tensor | TopKLogits) -> Tensor:

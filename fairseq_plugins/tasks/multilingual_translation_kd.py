@@ -14,6 +14,7 @@ from fairseq.tasks.translation_multi_simple_epoch import TranslationMultiSimpleE
 from omegaconf import II
 
 from ..errors import UserError
+from ..losses.soft_labels import TAILS
 from ..multilingual.language_tokens import batch_of, layout_of
 from ..multilingual.pair_options import parse_by_pair
 from ..multilingual.resume import carrying
@@ -23,7 +24,7 @@ from ..multilingual.stock_options import MultilingualTranslationOptions, as_name
 from ..multilingual.validation import Translator, Validation
 from ..teachers.expert import Vocabulary, load_teacher
 from ..teachers.lookup import Share
-from ..teachers.stored import KD_TAIL_HELP, TAILS, TEACHER_OUTPUTS_HELP
+from ..teachers.stored import KD_TAIL_HELP, TEACHER_OUTPUTS_HELP
 from ._distillation import DistillationTask, refuse_altered_data
 
 logger = logging.getLogger(__name__)

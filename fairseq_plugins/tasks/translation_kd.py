@@ -11,10 +11,11 @@ from fairseq.tasks.translation import TranslationConfig, TranslationTask
 from omegaconf import II
 
 from ..errors import UserError
+from ..losses.soft_labels import TAILS
 from ..multilingual.language_tokens import LanguageTokens, layout_of
 from ..teachers.expert import Vocabulary, load_teacher
 from ..teachers.lookup import Share
-from ..teachers.stored import KD_TAIL_HELP, TAILS, TEACHER_OUTPUTS_HELP
+from ..teachers.stored import KD_TAIL_HELP, TEACHER_OUTPUTS_HELP
 from ._distillation import DistillationTask, refuse_altered_data
 
 

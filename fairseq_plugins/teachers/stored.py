@@ -1,23 +1,21 @@
-"""A teacher that is not there: its stored outputs take its place in the batch."""
+"""A stored teacher: what an expert said once takes the expert's place in training."""
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from ..errors import UserError
+from ..files import hash_split, sha256_of_file
 from ..losses.soft_labels import SoftLabels, TopKLogits
 from ..multilingual.language_tokens import Batch, LanguageTokens, Layout, realign
 from .expert import Vocabulary
-from .store import StoredOutputs, hash_data, sha256_of_file
-from .vocabularies import load_dictionary
+from .store import Store
+from .vocabularies import hash_vocabulary
 
-TAILS = ("uniform", "drop")
 TEACHER_OUTPUTS_HELP = (
     "written by scripts/nmt/store_teacher_outputs.py from an expert's predictions of the training data: the student "
     "learns from them as from --teacher{s}, but without the expert in memory. Use with --criterion "
@@ -26,17 +24,9 @@ TEACHER_OUTPUTS_HELP = (
 KD_TAIL_HELP = (
     "what becomes of the probability that stored outputs give to entries beyond the k stored: uniform (spread evenly "
     "over them, close to the teacher also where it was trained with label smoothing, or is softened by "
-    "--kd-temperature) or drop (the stored ones are scaled to a sum of 1, as Tan et al. 2019 do)"
+    "--kd-temperature), drop (the stored ones are scaled to a sum of 1, as Tan et al. 2019 do) or bucket (all others "
+    "are one entry, whose probability the student learns)"
 )
-
-
-def hash_vocabulary(vocabulary: Vocabulary) -> dict[str, str]:
-    """SHA-256 of the entries of both dictionaries in their order; their counts do not matter."""
-    paths = {"source": vocabulary.source_path, "target": vocabulary.target_path}
-    return {
-        side: hashlib.sha256("\n".join(load_dictionary(path).symbols).encode()).hexdigest()
-        for side, path in paths.items()
-    }
 
 
 class StoredTeacher:
@@ -46,43 +36,39 @@ class StoredTeacher:
         folder: made by scripts/nmt/store_teacher_outputs.py.
         vocabulary: the student's, for the pair to teach.
         temperature: of the distillation loss.
-        tail: "uniform" or "drop", see `TopKLogits`.
+        tail: one of `word_level.TAILS`.
 
     Raises:
         UserError: the store is damaged, or of another pair, vocabulary or expert, or lacks the temperature.
     """
 
-    def __init__(
-        self, folder: Path, vocabulary: Vocabulary, temperature: float, tail: Literal["uniform", "drop"]
-    ) -> None:
-        self._outputs = StoredOutputs(folder)
-        self._vocabulary = vocabulary
-        self._tail = tail
-        source = self._outputs.source
-        pair = f"{vocabulary.source_lang}-{vocabulary.target_lang}"
-        if source.lang_pair != pair:
+    def __init__(self, folder: Path, vocabulary: Vocabulary, temperature: float, tail: str) -> None:
+        self._store = store = Store(folder)
+        self._vocabulary, self._tail = vocabulary, tail
+        what, pair = f"stored teacher outputs {folder}", f"{vocabulary.source_lang}-{vocabulary.target_lang}"
+        if store.lang_pair != pair:
+            raise UserError(f"{what} are of {store.lang_pair}, not {pair}: name those of {pair}")
+        if store.vocabulary_sha256 != hash_vocabulary(vocabulary.source_path, vocabulary.target_path):
             raise UserError(
-                f"stored teacher outputs {folder} are of {source.lang_pair}, not {pair}: name those of {pair}"
-            )
-        if source.vocabulary != hash_vocabulary(vocabulary):
-            raise UserError(
-                f"stored teacher outputs {folder} were made with another vocabulary than {vocabulary.source_path} and "
+                f"{what} were made with another vocabulary than {vocabulary.source_path} and "
                 f"{vocabulary.target_path}: store those of an expert with the student's dictionaries"
             )
-        if temperature not in source.temperatures:
-            stored = ", ".join(f"{one:g}" for one in source.temperatures)
+        if temperature not in store.temperatures:
             raise UserError(
-                f"--kd-temperature {temperature:g}: stored teacher outputs {folder} hold temperatures {stored}; choose "
-                "one of them, or store again with --temperatures"
+                f"--kd-temperature {temperature:g}: {what} hold temperatures "
+                f"{', '.join(f'{one:g}' for one in store.temperatures)}; choose one of them, or store again with "
+                "--temperatures"
             )
-        for path, stored in zip(source.teacher_paths, source.teacher, strict=True):
+        self._temperature = store.temperatures.index(temperature)
+        for path, digest in store.experts:
             # the expert need not be kept, but where it is, outputs of an earlier state of it are a mistake
-            if Path(path).is_file() and sha256_of_file(Path(path)) != stored:
+            if path.is_file() and sha256_of_file(path) != digest:
                 raise UserError(
-                    f"stored teacher outputs {folder} were made by another expert than {path} is now (SHA-256 "
-                    f"{stored[:12]} then): remove the folder and store again, or move that checkpoint elsewhere"
+                    f"{what} were made by another expert than {path} is now (SHA-256 {digest[:12]} then): remove the "
+                    "folder and store again, or move that checkpoint elsewhere"
                 )
-        self._temperature = source.temperatures.index(temperature)
+        if damage := store.damage():
+            raise UserError(damage)
 
     def check_data(self, folder: Path, split: str, sentences: int) -> None:
         """Raises UserError unless the outputs are about exactly these training data.
@@ -92,18 +78,18 @@ class StoredTeacher:
             split: such as "train".
             sentences: number of them that fairseq found, with those of further files (`train1`) that it adds.
         """
-        source = self._outputs.source
-        data = hash_data(folder, split, self._vocabulary.source_lang, self._vocabulary.target_lang)
-        if data != source.data or sentences != self._outputs.sentences:
+        store = self._store
+        data = hash_split(folder, split, self._vocabulary.source_lang, self._vocabulary.target_lang)
+        if data != store.sha256 or sentences != store.sentences:
             raise UserError(
-                f"stored teacher outputs {self._outputs.folder} are about other data ({source.split}, "
-                f"{self._outputs.sentences:,} sentence pairs) than {folder} ({split}, {sentences:,}): store for these"
+                f"stored teacher outputs {store.folder} are about other data ({store.split}, {store.sentences:,} "
+                f"sentence pairs) than {folder} ({split}, {sentences:,}): store for these"
             )
 
     def soft_labels(
         self, batch: Batch, sentences: Tensor, indices: np.ndarray, layout: Layout, student_tokens: LanguageTokens
     ) -> SoftLabels:
-        """What the teacher said about every word of its sentences.
+        """What the teacher said about every word of its sentences; all on the CPU, for a worker of the data loader.
 
         Sentences that were too long for it have none, and so are trained on labels alone.
 
@@ -111,25 +97,25 @@ class StoredTeacher:
             batch: all B sentences as the student sees them.
             sentences: ascending rows of those that this teacher teaches.
             indices: positions of these sentences in the training data.
-            student_tokens: language tokens that the student's sentences of this pair wear.
+            student_tokens: language tokens that the student's sentences of this pair have.
+
+        Raises:
+            UserError: a sentence has another number of words than was stored.
         """
-        _, spoken, shift = realign(batch.pick(sentences), layout, student_tokens, LanguageTokens())
-        counts, records = self._outputs.fetch(indices)
-        expected = spoken.sum(dim=1).cpu().numpy()
-        if ((counts != expected) & (counts > 0)).any():
+        _, words, shift = realign(batch.pick(sentences), layout, student_tokens, LanguageTokens())
+        lengths, records = self._store.fetch(indices)
+        counts = torch.from_numpy(lengths)
+        if ((counts != words.sum(dim=1)) & (counts > 0)).any():
             raise UserError(
-                f"stored teacher outputs {self._outputs.folder} do not fit the batch: the training data have changed"
+                f"stored teacher outputs {self._store.folder} do not fit the batch: the training data have changed"
             )
-        if not counts.all():
-            taught = torch.from_numpy(counts).nonzero().squeeze(1).to(sentences.device)
-            sentences, spoken = sentences[taught], spoken[taught]
-        rows, columns = spoken.nonzero(as_tuple=True)
-        device = rows.device
-        stored = TopKLogits(
-            indices=torch.from_numpy(records["indices"].astype(np.int64)).to(device),
-            logits=torch.from_numpy(np.ascontiguousarray(records["logits"])).to(device),
-            log_sum_exp=torch.from_numpy(records["log_sum_exp"][:, self._temperature].copy()).to(device),
-            vocabulary_size=self._outputs.source.vocabulary_size,
+        sentences, words = sentences[counts > 0], words[counts > 0]
+        rows, columns = words.nonzero(as_tuple=True)
+        logits = TopKLogits(
+            indices=torch.from_numpy(records["indices"].astype(np.int64)),
+            logits=torch.from_numpy(np.ascontiguousarray(records["logits"])),
+            rest=torch.from_numpy(records["rest"][:, self._temperature].copy()),
+            vocabulary_size=self._store.vocabulary_size,
             tail=self._tail,
         )
-        return SoftLabels(sentences[rows], columns + shift, stored)
+        return SoftLabels(sentences[rows], columns + shift, logits)

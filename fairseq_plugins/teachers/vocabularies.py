@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from itertools import zip_longest
 
 from fairseq.data import Dictionary
@@ -32,3 +33,9 @@ def check_identical(student: Dictionary, student_path: str, teacher: Dictionary,
                 f"vocabularies differ: entry {index} is {ours} in the student's {student_path} but {theirs} in the "
                 f"teacher's {teacher_path}; prepare both with one dictionary (fairseq-preprocess --srcdict, --tgtdict)"
             )
+
+
+def hash_vocabulary(source_path: str, target_path: str) -> dict[str, str]:
+    """SHA-256 of the entries of both dictionaries in their order; their counts do not matter."""
+    symbols = {"source": load_dictionary(source_path).symbols, "target": load_dictionary(target_path).symbols}
+    return {side: hashlib.sha256("\n".join(entries).encode()).hexdigest() for side, entries in symbols.items()}

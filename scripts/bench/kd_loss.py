@@ -109,7 +109,8 @@ def make_inputs(setting: Setting) -> Inputs:
         # random features and weights of size 1 would make logits of size sqrt(D)
         logits = (teacher_features[begin : begin + 128] @ (teacher_weight / d**0.5).t()).float()
         top = logits.topk(min(setting.k, v), dim=1)
-        parts.append((top.indices, top.values.half(), torch.logsumexp(logits / setting.temperature, dim=1)))
+        rest = torch.logsumexp(logits.scatter_(1, top.indices, -torch.inf) / setting.temperature, dim=1)
+        parts.append((top.indices, top.values.half(), rest))
     stored = TopKLogits(*(torch.cat(part) for part in zip(*parts, strict=True)), v, "uniform")
     return Inputs(
         features.requires_grad_(),

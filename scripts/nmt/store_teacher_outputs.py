@@ -25,33 +25,22 @@ from scripts.nmt.lib.user_error import UserError, run_cli
 
 def get_args_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data-bin", type=Path, required=True, metavar="D", help="folder of fairseq-preprocess")
-    parser.add_argument("--lang-pair", required=True, help="such as en-de")
-    parser.add_argument(
+    add = parser.add_argument
+    add("--data-bin", type=Path, required=True, metavar="D", help="folder of fairseq-preprocess")
+    add("--lang-pair", required=True, help="such as en-de")
+    add(
         "--teacher", required=True, metavar="C", help="the expert's checkpoint; several, joined by ':', are an ensemble"
     )
-    parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="folder to make")
-    parser.add_argument("--subset", default="train", help="split of the data (default: %(default)s)")
-    parser.add_argument(
-        "--top-k", type=int, default=8, metavar="K", help="entries kept for each word (default: %(default)s)"
-    )
-    parser.add_argument(
-        "--temperatures",
-        default="1,2,3,64",
-        metavar="T,...",
-        help="values that --kd-temperature can take in training (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--max-tokens", type=int, default=4096, help="source or target tokens in a batch (default: %(default)s)"
-    )
-    parser.add_argument("--workers", type=int, metavar="N", help="processes (default: one for each GPU, or each core)")
-    parser.add_argument("--cpu", action="store_true", help="leave GPUs alone")
-    parser.add_argument(
-        "--precision",
-        choices=("fp32", "fp16", "bf16"),
-        default="fp32",
-        help="in which the expert runs; others than %(default)s on GPUs only (default: %(default)s)",
-    )
+    add("--output", type=Path, required=True, metavar="DIR", help="folder to make, or to go on with")
+    add("--subset", default="train", help="split of the data (default: %(default)s)")
+    add("--top-k", type=int, default=8, metavar="K", help="entries kept for each word (default: %(default)s)")
+    temperatures = "values that --kd-temperature can take in training (default: %(default)s)"
+    add("--temperatures", default="1,2,3,64", metavar="T,...", help=temperatures)
+    add("--max-tokens", type=int, default=4096, help="source or target tokens in a batch (default: %(default)s)")
+    add("--workers", type=int, metavar="N", help="processes (default: one for each GPU, or each core)")
+    add("--cpu", action="store_true", help="leave GPUs alone")
+    precision = "in which the expert runs; others than %(default)s on GPUs only (default: %(default)s)"
+    add("--precision", choices=("fp32", "fp16", "bf16"), default="fp32", help=precision)
     return parser
 
 
@@ -71,7 +60,7 @@ def main() -> None:
     pairs = parse_pairs(args.lang_pair)
     if len(pairs) > 1:
         raise UserError(f"--lang-pair {args.lang_pair}: an expert is stored for one pair at a time; name one")
-    temperatures = parse_temperatures(args.temperatures)
+    args.temperatures = parse_temperatures(args.temperatures)
     for name in ("top_k", "max_tokens", "workers"):
         value = getattr(args, name)
         if value is not None and value < 1:
@@ -81,20 +70,8 @@ def main() -> None:
 
     logging.disable(logging.INFO)  # fairseq's account of every file it opens
     warnings.filterwarnings("ignore", message="Support for mismatched key_padding_mask")  # stock fairseq's own masks
-
-    store(
-        args.data_bin,
-        pairs[0],
-        args.teacher,
-        args.output,
-        subset=args.subset,
-        top_k=args.top_k,
-        temperatures=temperatures,
-        max_tokens=args.max_tokens,
-        workers=args.workers,
-        cpu=args.cpu,
-        precision=args.precision,
-    )
+    del args.lang_pair
+    store(pair=pairs[0], **vars(args))
 
 
 if __name__ == "__main__":

@@ -1,43 +1,32 @@
 """Runs an expert over one split of prepared data and stores what it says, on all cores or GPUs at once."""
 
-import contextlib
-import multiprocessing
-import os
-import signal
 import sys
-import time
-from collections.abc import Iterator
-from multiprocessing.connection import Connection
+from collections.abc import Callable
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import closing, suppress
+from importlib import metadata
 from pathlib import Path
 
 import numpy as np
 import torch
 from fairseq import utils
-from fairseq.data import LanguagePairDataset
-from fairseq.tasks.translation import load_langpair_dataset
+from fairseq.data import LanguagePairDataset, data_utils
+from fairseq.tasks.translation import TranslationConfig, TranslationTask
 from tqdm import tqdm
 
 import fairseq_plugins.inference_only  # noqa: F401  without it fairseq 0.12.2 cannot run a loaded model on torch 2
-from fairseq_plugins.losses.soft_labels import ProjectedLogits, SoftLabels
+from fairseq_plugins.files import hash_split, sha256_of_file
+from fairseq_plugins.losses.soft_labels import ProjectedLogits
 from fairseq_plugins.multilingual.language_tokens import LanguageTokens, Layout, batch_of
 from fairseq_plugins.teachers.expert import Teacher, Vocabulary, load_teacher
-from fairseq_plugins.teachers.store import (
-    BLOCK_TOKENS,
-    Source,
-    StoreWriter,
-    hash_data,
-    is_stored,
-    rows_of,
-    sha256_of_file,
-    summarize,
-)
-from fairseq_plugins.teachers.stored import hash_vocabulary
-from fairseq_plugins.teachers.vocabularies import load_dictionary
+from fairseq_plugins.teachers.store import BLOCK, FORMAT, Block, Store, encode, record_type, rows_of
+from fairseq_plugins.teachers.store_writer import Writer
+from fairseq_plugins.teachers.vocabularies import hash_vocabulary, load_dictionary
 from scripts.nmt.lib.lang_pair import LangPair
+from scripts.nmt.lib.processes import devices, shared
 from scripts.nmt.lib.user_error import UserError
 
 _DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
-_POLL_SECONDS = 0.2
 # Tokens whose logits over the whole vocabulary are worked on at a time.
 _ROWS = 1024
 
@@ -45,7 +34,7 @@ _ROWS = 1024
 def store(
     data_bin: Path,
     pair: LangPair,
-    teacher_paths: str,
+    teacher: str,
     output: Path,
     *,
     subset: str,
@@ -55,134 +44,142 @@ def store(
     workers: int | None,
     cpu: bool,
     precision: str,
-    block_tokens: int = BLOCK_TOKENS,
+    block: int = BLOCK,
 ) -> None:
     """Make the store `output` (fairseq_plugins/teachers/store.py), or go on with it, or find it finished.
 
-    Raises the plugin's or the scripts' UserError, one line each, for files and options that do not fit, and where a
-    process failed.
+    Raises UserError, one line, for files and options that do not fit, and where a process failed.
     """
-    devices = _devices(workers, cpu)
-    if devices == [""] * len(devices) and precision != "fp32":
+    seen = devices(workers, cpu)
+    if not any(seen) and precision != "fp32":
         raise UserError(f"--precision {precision} needs a GPU; leave it out")
-    dictionaries = [str(data_bin / f"dict.{language}.txt") for language in pair]
-    vocabulary = Vocabulary(pair.source, pair.target, *dictionaries)
+    vocabulary = Vocabulary(*pair, *(str(data_bin / f"dict.{language}.txt") for language in pair))
     vocabulary_size = len(load_dictionary(vocabulary.target_path))
     if top_k > vocabulary_size:
         raise UserError(f"--top-k {top_k} is more than the {vocabulary_size} entries of {vocabulary.target_path}")
-    teacher = load_teacher(teacher_paths, vocabulary)
-    files = [Path(path) for path in teacher_paths.split(":")]
-    source = Source(
-        lang_pair=str(pair),
-        split=subset,
-        teacher=[sha256_of_file(path) for path in files],
-        data=hash_data(data_bin, subset, *pair),
-        vocabulary=hash_vocabulary(vocabulary),
-        vocabulary_size=vocabulary_size,
-        top_k=top_k,
-        temperatures=temperatures,
-        precision=precision,
-        teacher_paths=[str(path.resolve()) for path in files],
-    )
-    if is_stored(output, source):
-        print(f"{output} is already stored with these settings")
-        return
-    dataset = _load_data(data_bin, subset, pair, vocabulary)
-    with StoreWriter(output, source, _rows_of_sentences(dataset, teacher), block_tokens) as writer:
-        skipped = int((np.diff(writer.offsets) == 0).sum())
+    expert, files = load_teacher(teacher, vocabulary), [Path(path) for path in teacher.split(":")]
+    for name, weight in expert.members.state_dict().items():
+        if weight.is_floating_point() and not weight.isfinite().all():
+            raise UserError(f"teacher {teacher} is damaged: its weights {name} are not finite; train or copy it anew")
+    data_sha256 = hash_split(data_bin, subset, *pair)
+    dataset = _load_data(data_bin, subset, pair)
+    offsets = np.concatenate([[0], np.cumsum(_words(dataset, expert))]).astype("<i8")
+    if not offsets[-1]:
+        raise UserError(f"{pair} {subset}: no sentence is short enough for the teacher")
+    plan = {
+        "format": FORMAT,
+        "teacher": {"weights_sha256": [sha256_of_file(path) for path in files], "precision": precision},
+        "data": {
+            "lang_pair": str(pair),
+            "split": subset,
+            "sentences": len(dataset),
+            "tokens": int(offsets[-1]),
+            "sha256": data_sha256,
+            "vocabulary_size": vocabulary_size,
+            "vocabulary_sha256": hash_vocabulary(vocabulary.source_path, vocabulary.target_path),
+        },
+        "labels": {"top_k": top_k, "temperatures": temperatures},
+        "block": block,
+        "paths": [str(path.resolve()) for path in files],
+        "versions": {name: metadata.version(name) for name in ("torch", "fairseq")},
+    }
+    with Writer(output, plan, offsets) as writer:
+        if writer.whole:
+            if damage := Store(output).damage():
+                raise UserError(damage)
+            print(f"{output} is already stored with these settings")
+            return
+        skipped = int((np.diff(offsets) == 0).sum())
         print(
-            f"{pair} {subset}: {len(dataset):,} sentence pairs, {writer.tokens:,} target tokens, top {top_k} of "
-            f"{vocabulary_size:,}: {writer.size / 1e6:,.1f} MB on disk"
+            f"{pair} {subset}: {len(dataset):,} sentence pairs, {offsets[-1]:,} target tokens, top {top_k} of "
+            f"{vocabulary_size:,}: {offsets[-1] * record_type(plan).itemsize / 1e6:,.1f} MB on disk"
             + (f"; {skipped:,} too long for the teacher are left to their labels" if skipped else ""),
             flush=True,
         )
-        worker = Worker(writer, dataset, teacher, max_tokens, _DTYPES[precision])
-        _work(worker, writer, devices)
+        _write_blocks(writer, Worker(plan, offsets, dataset, expert, max_tokens), seen)
         writer.finish()
     print(f"stored {output}")
 
 
-def _devices(workers: int | None, cpu: bool) -> list[str]:
-    """For each process the GPU it sees, or "" for the CPU."""
-    gpus = 0 if cpu else torch.cuda.device_count()
-    names = os.environ.get("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(gpus)))).split(",")[:gpus] or [""]
-    processes = workers or (gpus if gpus else len(os.sched_getaffinity(0)))
-    return [names[number % len(names)] for number in range(processes)]
+def _load_data(data_bin: Path, subset: str, pair: LangPair) -> LanguagePairDataset:
+    """One split, as `fairseq-train` pads it by default."""
+    config = TranslationConfig(data=str(data_bin), source_lang=pair.source, target_lang=pair.target)
+    config.train_subset, config.dataset_impl = subset, None
+    config.max_source_positions = config.max_target_positions = sys.maxsize
+    config.required_seq_len_multiple = 1
+    task = TranslationTask.setup_task(config)
+    task.load_dataset(subset)
+    return task.datasets[subset]
 
 
-def _load_data(data_bin: Path, subset: str, pair: LangPair, vocabulary: Vocabulary) -> LanguagePairDataset:
-    """One split, padded as `fairseq-train` does by default."""
-    return load_langpair_dataset(
-        data_path=str(data_bin),
-        split=subset,
-        src=pair.source,
-        src_dict=load_dictionary(vocabulary.source_path),
-        tgt=pair.target,
-        tgt_dict=load_dictionary(vocabulary.target_path),
-        combine=False,
-        dataset_impl=None,
-        upsample_primary=1,
-        left_pad_source=True,
-        left_pad_target=False,
-        max_source_positions=sys.maxsize,
-        max_target_positions=sys.maxsize,
-    )
-
-
-def _rows_of_sentences(dataset: LanguagePairDataset, teacher: Teacher) -> np.ndarray:
+def _words(dataset: LanguagePairDataset, teacher: Teacher) -> np.ndarray:
     """(N,) target tokens of each sentence, end of sentence included; 0 where it is too long for the teacher."""
     # as `Teacher.soft_labels` decides about them
     fits = (np.asarray(dataset.src_sizes) < teacher.max_source) & (np.asarray(dataset.tgt_sizes) < teacher.max_target)
     return np.where(fits, dataset.tgt_sizes, 0)
 
 
+def _write_blocks(writer: Writer, worker: "Worker", seen: list[str]) -> None:
+    """Put all missing blocks into the store. Raises UserError if that fails."""
+    left = [block for block in writer.blocks if block.number not in writer.done]
+    quiet = 1 if sys.stdout.isatty() else 30
+    total = writer.plan["data"]["tokens"]
+    with tqdm(total=total, unit="token", unit_scale=True, file=sys.stdout, mininterval=quiet) as bar:
+        while left:
+            bar.update(total - sum(block.stop - block.start for block in left) - bar.n)
+            # a process that is killed takes the others along; as long as blocks get done, new ones take their place
+            with suppress(BrokenProcessPool), closing(shared(left, seen, worker.on)) as results:
+                for block, records in results:
+                    if isinstance(records, str):
+                        raise UserError(records)
+                    writer.write(block, records)
+                    bar.update(block.stop - block.start)
+            before, left = len(left), [block for block in left if block.number not in writer.done]
+            if len(left) == before:
+                raise UserError("a process was killed before all was stored; run the same command again to go on")
+
+
 class Worker:
-    """One process's share of the work: whatever blocks no other process has taken."""
+    """Asks the teacher about blocks of a store, in a process of its own."""
 
     def __init__(
-        self, writer: StoreWriter, dataset: LanguagePairDataset, teacher: Teacher, max_tokens: int, dtype: torch.dtype
+        self, plan: dict, offsets: np.ndarray, dataset: LanguagePairDataset, teacher: Teacher, max_tokens: int
     ) -> None:
-        self.writer = writer
+        self.plan, self.offsets = plan, offsets
         self.dataset = dataset
         self.teacher = teacher
         self.max_tokens = max_tokens
-        self.dtype = dtype
         self.layout = Layout(dataset.tgt_dict.pad(), dataset.tgt_dict.eos())
 
-    def run(self, missing: list[int], device: str, failure: Connection) -> None:
-        """The whole life of a process; sends one line over `failure` if it cannot do its work."""
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent too, which ends this process
-        parent = os.getppid()
-        torch.set_num_threads(1)  # the processes together use all cores
-        if device:
-            os.environ["CUDA_VISIBLE_DEVICES"] = device
-        try:
-            self.teacher.to(torch.device("cuda" if device else "cpu"), self.dtype)
-            while missing:
-                for block in missing:
-                    if os.getppid() != parent:
-                        return
-                    if self.writer.claim(block):
-                        self.writer.write(block, self.records(block))
-                # what another process is at stays on the list: it may be killed before it is done
-                missing = [block for block in missing if not self.writer.is_done(block)]
-                time.sleep(_POLL_SECONDS if missing else 0)
-        except torch.cuda.OutOfMemoryError:
-            failure.send(
-                f"--max-tokens {self.max_tokens} is too much for the memory of GPU {device}; choose a smaller one"
-            )
-            sys.exit(1)
-        except (UserError, OSError) as problem:
-            failure.send(str(problem))
-            sys.exit(1)
+    def on(self, device: str) -> Callable[[Block], np.ndarray | str]:
+        """Takes the teacher to the GPU `device`, or the CPU where it is ""; what returns a block's records then.
 
-    def records(self, block: int) -> np.ndarray:
-        """(rows of the block,) records of its sentences one after the other."""
-        records = np.empty(self.writer.blocks[block].end - self.writer.blocks[block].begin, self.writer.record_type)
+        In place of records it returns the line that tells why there are none.
+        """
+        self.teacher.to(torch.device("cuda" if device else "cpu"), _DTYPES[self.plan["teacher"]["precision"]])
+
+        def records(block: Block) -> np.ndarray | str:
+            try:
+                return self.records(block)
+            except torch.cuda.OutOfMemoryError:
+                return (
+                    f"--max-tokens {self.max_tokens} is too much for the memory of GPU {device}; choose a smaller one"
+                )
+            except (UserError, OSError) as problem:
+                return str(problem)
+
+        return records
+
+    def records(self, block: Block) -> np.ndarray:
+        """(records of the block,) of its sentences one after the other."""
+        records = np.empty(block.stop - block.start, record_type(self.plan))
         for sentences in self.batches(block):
             sample = self.dataset.collater([self.dataset[int(index)] for index in sentences])
-            counts, rows = rows_of(self.writer.offsets, sample["id"].numpy())
-            labels = self.ask(sample)
+            counts, rows = rows_of(self.offsets, sample["id"].numpy())
+            on_gpu = next(self.teacher.members.parameters()).is_cuda
+            batch = batch_of(utils.move_to_cuda(sample) if on_gpu else sample)
+            everyone = torch.arange(len(batch), device=batch.target.device)
+            labels = self.teacher.soft_labels(batch, everyone, self.layout, LanguageTokens())
             found = torch.bincount(labels.sentences, minlength=len(counts)).cpu().numpy()
             if (found != counts).any():
                 wrong = int(sample["id"][np.flatnonzero(found != counts)[0]])
@@ -190,81 +187,23 @@ class Worker:
                     f"target sentence {wrong + 1} holds the padding symbol {self.dataset.tgt_dict.pad_word} as a word: "
                     "take it out of the text"
                 )
-            records[rows - self.writer.blocks[block].begin] = self.summaries(labels)
+            for begin in range(0, len(rows), _ROWS):
+                logits = labels.logits[begin : begin + _ROWS]
+                logits = logits.dense() if isinstance(logits, ProjectedLogits) else logits
+                if not logits.isfinite().all():
+                    raise UserError(
+                        "the teacher's logits are not finite: it is damaged, or --precision does not suit it"
+                    )
+                places = rows[begin : begin + _ROWS] - block.start
+                for name, part in encode(logits, **self.plan["labels"]).items():
+                    records[name][places] = part.cpu().numpy()
         return records
 
-    def batches(self, block: int) -> Iterator[np.ndarray]:
+    def batches(self, block: Block) -> list[np.ndarray]:
         """The block's sentences, those of similar length together; one above `max_tokens` is a batch of its own."""
-        source_sizes, target_sizes = self.dataset.src_sizes, self.dataset.tgt_sizes
-        sentences = np.arange(self.writer.blocks[block].first, self.writer.blocks[block].last)
-        sentences = sentences[np.diff(self.writer.offsets)[sentences] > 0]
-        sentences = sentences[np.lexsort((source_sizes[sentences], target_sizes[sentences]))]
-        begin, longest = 0, 0
-        for end, sentence in enumerate(sentences):
-            longest = max(longest, source_sizes[sentence], target_sizes[sentence])
-            if end > begin and longest * (end - begin + 1) > self.max_tokens:
-                yield sentences[begin:end]
-                begin, longest = end, max(source_sizes[sentence], target_sizes[sentence])
-        yield sentences[begin:]
-
-    def ask(self, sample: dict) -> SoftLabels:
-        """The teacher about a batch, in the order of its rows."""
-        if next(self.teacher.members.parameters()).is_cuda:
-            sample = utils.move_to_cuda(sample)
-        batch = batch_of(sample)
-        everyone = torch.arange(len(batch), device=batch.target.device)
-        return self.teacher.soft_labels(batch, everyone, self.layout, LanguageTokens())
-
-    def summaries(self, labels: SoftLabels) -> np.ndarray:
-        """(R,) records of the tokens that the teacher spoke about."""
-        parts = []
-        for begin in range(0, len(labels.positions), _ROWS):
-            logits = labels.logits[begin : begin + _ROWS]
-            logits = logits.dense() if isinstance(logits, ProjectedLogits) else logits
-            parts.append(summarize(logits, self.writer.source.top_k, self.writer.source.temperatures))
-        return np.concatenate(parts)
-
-
-def _work(worker: Worker, writer: StoreWriter, devices: list[str]) -> None:
-    """Run one process per device until all blocks are done. Raises UserError if some are not, in the end."""
-    missing = writer.missing()
-    fork = multiprocessing.get_context("fork")  # shares the loaded teacher and the imported fairseq
-    processes, failures = [], []
-    for device in devices[: len(missing)]:
-        failure, sender = fork.Pipe(duplex=False)
-        processes.append(fork.Process(target=worker.run, args=(missing, device, sender), daemon=True))
-        failures.append(failure)
-        processes[-1].start()
-        sender.close()
-    with tqdm(
-        total=writer.tokens,
-        initial=writer.tokens - sum(writer.blocks[block].end - writer.blocks[block].begin for block in missing),
-        unit="token",
-        unit_scale=True,
-        file=sys.stdout,
-        mininterval=1 if sys.stdout.isatty() else 30,
-    ) as bar:
-        try:
-            alive = True
-            while alive:
-                alive = any(process.is_alive() for process in processes)
-                for block in [block for block in missing if writer.is_done(block)]:
-                    bar.update(writer.blocks[block].end - writer.blocks[block].begin)
-                    missing.remove(block)
-                time.sleep(_POLL_SECONDS if alive else 0)
-        finally:
-            for process in processes:
-                process.terminate()
-    if missing:
-        raise UserError(_reason(processes, failures))
-
-
-def _reason(processes: list[multiprocessing.Process], failures: list[Connection]) -> str:
-    """Why blocks are missing although no process is left."""
-    for failure in failures:
-        with contextlib.suppress(EOFError):  # it ended without a word
-            if failure.poll():
-                return failure.recv()
-    statuses = sorted({process.exitcode for process in processes if process.exitcode})
-    ended = " and ".join(f"by signal {-status}" if status < 0 else f"with status {status}" for status in statuses)
-    return f"processes ended {ended} before all was stored; run the same command again to go on"
+        sentences = np.arange(block.first, block.last)[np.diff(self.offsets[block.first : block.last + 1]) > 0]
+        sentences = sentences[np.lexsort((self.dataset.src_sizes[sentences], self.dataset.tgt_sizes[sentences]))]
+        sizes = np.maximum(self.dataset.src_sizes, self.dataset.tgt_sizes)[sentences].astype(np.int64)
+        sizes = np.minimum(sizes, self.max_tokens)
+        places = data_utils.batch_by_size(np.arange(len(sizes)), sizes.__getitem__, sizes, self.max_tokens)
+        return [sentences[batch] for batch in places]

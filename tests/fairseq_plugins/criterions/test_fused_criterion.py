@@ -54,8 +54,8 @@ def stored(labels, tail, k, temperature):
     """What a store would hold of soft labels."""
     logits = labels.logits.dense()
     top = logits.topk(k, dim=1)
-    lse = torch.logsumexp(logits.float() / temperature, dim=1)
-    kept = TopKLogits(top.indices.int(), top.values.half(), lse, logits.size(1), tail)
+    rest = torch.logsumexp(logits.float().scatter(1, top.indices, -torch.inf) / temperature, dim=1)
+    kept = TopKLogits(top.indices.int(), top.values.half(), rest, logits.size(1), tail)
     return SoftLabels(labels.sentences, labels.positions, kept, labels.strength)
 
 

@@ -1,19 +1,21 @@
 """Students taught from stored outputs: the same lessons as with the expert at hand, or one line that says why not."""
 
-import dataclasses
 import json
 import logging
 import os
 import re
 import shutil
 import signal
+import time
 
 import numpy as np
 import pytest
 import torch
 
 from fairseq_plugins.errors import UserError
-from fairseq_plugins.teachers.store import StoredOutputs
+from fairseq_plugins.files import unseal
+from fairseq_plugins.teachers.expert import Teacher
+from fairseq_plugins.teachers.store import Store
 from scripts.nmt.lib import store_outputs as teacher_outputs
 from scripts.nmt.lib.lang_pair import LangPair
 
@@ -30,8 +32,9 @@ FORMATS = {
 
 def store_outputs(toy, teacher, pair, output, **changes):
     settings = {"subset": "train", "top_k": VOCABULARY, "temperatures": [1.0, 2.0], "max_tokens": 60, "workers": 1}
-    settings |= {"cpu": True, "precision": "fp32", "block_tokens": 100}
-    teacher_outputs.store(toy.data, LangPair(*pair.split("-")), str(teacher), output, **{**settings, **changes})
+    data = changes.pop("data_bin", toy.data)
+    settings |= {"cpu": True, "precision": "fp32", "block": 100}
+    teacher_outputs.store(data, LangPair(*pair.split("-")), str(teacher), output, **{**settings, **changes})
     return output
 
 
@@ -73,7 +76,7 @@ def same_lesson(found, expected):
     assert found[1]["kd_agreed"] == expected[1]["kd_agreed"]
 
 
-@pytest.mark.parametrize("tail", ["drop", "uniform"])
+@pytest.mark.parametrize("tail", ["drop", "uniform", "bucket"])
 @pytest.mark.parametrize("flags", FORMATS.values(), ids=FORMATS)
 def test_whole_stored_outputs_teach_what_the_experts_teach(toy, stores, setup, batch, flags, tail):
     argv = student(toy, *flags, "--kd-temperature", 2)
@@ -145,38 +148,90 @@ def contents(folder):
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
-def test_any_number_of_processes_store_the_same_bytes_even_if_one_is_killed(toy, stores, tmp_path, monkeypatch):
+def test_any_number_of_processes_store_the_same_bytes_even_if_some_are_killed(toy, stores, tmp_path, monkeypatch):
     assert contents(store_outputs(toy, toy.de, "en-de", tmp_path / "three", workers=3)) == contents(stores["de"])
 
-    def once_killed(worker, block, records=teacher_outputs.Worker.records):
-        if block == 2 and not (tmp_path / "killed").exists():
+    def killed_at_first(worker, block, records=teacher_outputs.Worker.records):
+        if block.number == 2 and not (tmp_path / "killed").exists():
             (tmp_path / "killed").touch()
+            time.sleep(0.3)
             os.kill(os.getpid(), signal.SIGKILL)
         return records(worker, block)
 
-    monkeypatch.setattr(teacher_outputs.Worker, "records", once_killed)
+    monkeypatch.setattr(teacher_outputs.Worker, "records", killed_at_first)
     assert contents(store_outputs(toy, toy.de, "en-de", tmp_path / "two", workers=2)) == contents(stores["de"])
     assert (tmp_path / "killed").exists()
 
-    (tmp_path / "killed").unlink()
-    with pytest.raises(teacher_outputs.UserError, match="by signal 9 .* run the same command again to go on"):
-        store_outputs(toy, toy.de, "en-de", tmp_path / "one")
+    def always_killed(worker, block, records=teacher_outputs.Worker.records):
+        if block.number == 2:
+            time.sleep(0.3)
+            os.kill(os.getpid(), signal.SIGKILL)
+        return records(worker, block)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(teacher_outputs.Worker, "records", always_killed)
+        with pytest.raises(UserError, match="a process was killed .* run the same command again to go on"):
+            store_outputs(toy, toy.de, "en-de", tmp_path / "one")
     assert contents(store_outputs(toy, toy.de, "en-de", tmp_path / "one")) == contents(stores["de"])
 
 
+@pytest.mark.parametrize("deadly", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_no_process_outlives_the_command(toy, stores, tmp_path, monkeypatch, deadly):
+    def slow(worker, block, records=teacher_outputs.Worker.records):
+        if block.number == 1:
+            (tmp_path / f"{os.getpid()}.pid").touch()
+            time.sleep(60)
+        return records(worker, block)
+
+    monkeypatch.setattr(teacher_outputs.Worker, "records", slow)
+    command = os.fork()
+    if command == 0:
+        torch.set_num_threads(1)  # the threads of its parent are not here
+        try:
+            store_outputs(toy, toy.de, "en-de", tmp_path / "out", workers=2)
+        except KeyboardInterrupt:
+            os._exit(130)
+        os._exit(0)
+    wait(lambda: list(tmp_path.glob("*.pid")), 20)
+    (mark,) = tmp_path.glob("*.pid")
+    os.kill(command, deadly)
+    began = time.monotonic()
+    status = os.waitpid(command, 0)[1]
+    assert time.monotonic() - began < 3
+    assert (os.WEXITSTATUS(status) == 130) if deadly == signal.SIGINT else (os.WTERMSIG(status) == deadly)
+    wait(lambda: not ends_not(int(mark.stem)), 3)
+    monkeypatch.undo()
+    assert contents(store_outputs(toy, toy.de, "en-de", tmp_path / "out", workers=2)) == contents(stores["de"])
+
+
+def wait(condition, seconds):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.02)
+
+
+def ends_not(process):
+    try:
+        with open(f"/proc/{process}/stat") as file:
+            return file.read().split()[2] not in "ZX"
+    except FileNotFoundError:
+        return False
+
+
 def test_finished_store_is_left_as_it_is_and_never_mixed_with_another(toy, stores, capsys):
-    before = (stores["de"] / "rows.bin").stat().st_mtime_ns
+    before = (stores["de"] / "labels.bin").stat().st_mtime_ns
     store_outputs(toy, toy.de, "en-de", stores["de"])
     assert "is already stored with these settings" in capsys.readouterr().out
-    assert (stores["de"] / "rows.bin").stat().st_mtime_ns == before
+    assert (stores["de"] / "labels.bin").stat().st_mtime_ns == before
     for changes, said in (
-        ({"top_k": 2}, "top_k (36, now 2)"),
-        ({"temperatures": [1.0]}, "temperatures (1.0, 2.0, now 1.0)"),
+        ({"top_k": 2}, "labels.top_k 36, not 2"),
+        ({"temperatures": [1.0]}, "labels.temperatures [1.0, 2.0], not [1.0]"),
     ):
-        with pytest.raises(UserError, match="was stored with other") as error:
+        with pytest.raises(UserError, match="holds outputs with") as error:
             store_outputs(toy, toy.de, "en-de", stores["de"], **changes)
         assert said in str(error.value)
-    with pytest.raises(UserError, match=r"other teacher \("):
+    with pytest.raises(UserError, match=r"holds outputs with teacher.weights_sha256"):
         store_outputs(toy, toy.de2, "en-de", stores["de"])
 
 
@@ -189,6 +244,28 @@ def test_what_cannot_be_stored_is_one_line(toy, tmp_path):
             store_outputs(toy, toy.de, "en-de", tmp_path / "out", **changes)
     with pytest.raises(UserError, match="no binarized nosuch data of en-de"):
         store_outputs(toy, toy.de, "en-de", tmp_path / "out", subset="nosuch")
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_teacher_whose_weights_are_no_numbers_is_refused_before_anything_is_stored(toy, tmp_path, value):
+    state = torch.load(toy.de, weights_only=False)
+    state["model"]["decoder.layers.0.fc1.weight"][3, 2] = value
+    torch.save(state, tmp_path / "expert.pt")
+    with pytest.raises(UserError, match="not finite|no numbers"):
+        store_outputs(toy, tmp_path / "expert.pt", "en-de", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_teacher_whose_logits_overflow_is_refused(toy, tmp_path, monkeypatch):
+    def overflowing(teacher, *arguments, ask=Teacher.soft_labels):
+        labels = ask(teacher, *arguments)
+        with torch.inference_mode():
+            labels.logits.features[-1] = torch.inf
+        return labels
+
+    monkeypatch.setattr(Teacher, "soft_labels", overflowing)
+    with pytest.raises(UserError, match="the teacher's logits are not finite"):
+        store_outputs(toy, toy.de, "en-de", tmp_path / "out")
 
 
 def refusal(setup, argv, then=lambda task: None):
@@ -212,7 +289,7 @@ def test_mistakes_on_the_command_line_are_one_line(toy, stores, setup, tmp_path)
         "write PAIR=PATH": student(toy, "--teacher-outputs", stores["de"]),
         "names en-xx, which is not among": student(toy, "--teacher-outputs", "en-xx=out"),
         "names en-de twice": student(toy, "--teacher-outputs", "en-de=a,en-de=b"),
-        "no stored teacher outputs in nowhere": bilingual(toy, "--teacher-outputs", "nowhere"),
+        "stored teacher outputs nowhere are missing: make them with": bilingual(toy, "--teacher-outputs", "nowhere"),
         "--teacher and --teacher-outputs are both given": bilingual(
             toy, "--teacher-outputs", stores["de"], "--teacher", toy.de
         ),
@@ -319,14 +396,16 @@ def test_two_processes_of_fairseq_train_learn_two_pairs_without_any_expert(toy, 
 
 def test_flipped_bit_ends_fairseq_train_with_one_line(toy, stores, setup, tmp_path):
     folder = shutil.copytree(stores["de"], tmp_path / "damaged")
-    content = bytearray((folder / "rows.bin").read_bytes())
+    content = bytearray((folder / "labels.bin").read_bytes())
     content[1000] ^= 4
-    (folder / "rows.bin").write_bytes(content)
-    assert "has changed since it was written" in refusal(setup, bilingual(toy, "--teacher-outputs", folder))
+    (folder / "labels.bin").write_bytes(content)
+    assert "are not as they were written" in refusal(setup, bilingual(toy, "--teacher-outputs", folder))
 
 
 def test_store_says_what_it_was_made_of(toy, stores):
-    made_of = StoredOutputs(stores["de3"]).source
-    assert (made_of.lang_pair, made_of.split, made_of.top_k) == ("en-de", "train", 3)
-    assert made_of.teacher_paths == [str(toy.de)]
-    assert dataclasses.replace(made_of, top_k=VOCABULARY) == StoredOutputs(stores["de"]).source
+    made_of = unseal(stores["de3"] / "manifest.json")
+    assert (made_of["data"]["lang_pair"], made_of["data"]["split"], made_of["labels"]["top_k"]) == ("en-de", "train", 3)
+    assert made_of["paths"] == [str(toy.de)]
+    whole = unseal(stores["de"] / "manifest.json")
+    assert all(made_of[name] == whole[name] for name in ("format", "teacher", "data", "block", "versions"))
+    assert Store(stores["de3"]).damage() is None

@@ -30,5 +30,5 @@ def test_student_trains_from_outputs_that_were_stored_once(pipeline, run_script,
     assert (student / "checkpoint_best.pt").exists()
     assert '"train_kd_loss"' in (student / "train.log").read_text()
     manifest = json.loads((outputs / "en-de" / "manifest.json").read_text())
-    assert (manifest["top_k"], manifest["sentences"]) == (8, 400)
-    assert manifest["temperatures"] == [1, 2, 3, 64]
+    assert manifest["data"]["sentences"] == 400
+    assert manifest["labels"] == {"top_k": 8, "temperatures": [1, 2, 3, 64]}

@@ -1,0 +1,156 @@
+"""Files that are either whole or absent, JSON that shows whether it was changed, hashes, locks. No fairseq in here."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import hashlib
+import json
+import os
+import tempfile
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from .errors import UserError
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Put `content` in place of what `path` held, in one step, on the disk when this returns.
+
+    A kill leaves the old file whole, and beside it at most a hidden `.NAME.*.partial`.
+    """
+    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".partial", dir=path.parent)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o666 & ~_umask())
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+    sync_folder(path.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Make renames inside `folder` outlive a crash of the machine."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def sha256_of_file(path: Path) -> str:
+    """Hex SHA-256, read in blocks. Raises UserError if the file cannot be read."""
+    digest = hashlib.sha256()
+    try:
+        with path.open("rb") as stream:
+            while block := stream.read(1 << 20):
+                digest.update(block)
+    except OSError as problem:
+        raise UserError(f"cannot read {path} ({problem.strerror})") from None
+    return digest.hexdigest()
+
+
+def hash_split(folder: Path, split: str, source_lang: str, target_lang: str) -> dict[str, str]:
+    """SHA-256 of the files of one split in a folder written by fairseq-preprocess, by side and ending.
+
+    Raises:
+        UserError: they are missing.
+    """
+    for pair in (f"{source_lang}-{target_lang}", f"{target_lang}-{source_lang}"):
+        files = {
+            f"{side}.{ending}": folder / f"{split}.{pair}.{lang}.{ending}"
+            for side, lang in (("source", source_lang), ("target", target_lang))
+            for ending in ("bin", "idx")
+        }
+        if all(path.is_file() for path in files.values()):
+            return {name: sha256_of_file(path) for name, path in files.items()}
+    raise UserError(
+        f"no binarized {split} data of {source_lang}-{target_lang} in {folder} ({split}.{source_lang}-{target_lang}."
+        f"{source_lang}.bin and so on): give a folder written by fairseq-preprocess"
+    )
+
+
+def seal(content: dict[str, Any]) -> bytes:
+    """JSON of `content` and the SHA-256 of it, for `unseal`."""
+    digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+    return json.dumps({**content, "sha256": digest}, indent=1).encode()
+
+
+def unseal(path: Path) -> dict[str, Any]:
+    """What was sealed into a file.
+
+    Raises:
+        ValueError: it is not what `seal` made, to the last character.
+        OSError: it cannot be read.
+    """
+    text = path.read_bytes()
+    try:
+        content = json.loads(text)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+    if not isinstance(content, dict) or content.pop("sha256", None) is None or seal(content) != text.rstrip():
+        raise ValueError("its checksum does not match")
+    return content
+
+
+def write_through(file: BinaryIO, content: bytes) -> None:
+    """Write all of `content` to an unbuffered file; it is on the disk when this returns."""
+    left = memoryview(content)
+    while left:
+        left = left[file.write(left) :]
+    os.fsync(file.fileno())
+
+
+def journal_line(entry: dict[str, Any]) -> bytes:
+    """A line for a file that only grows, with a checksum of its own."""
+    text = json.dumps(entry).encode()
+    return b"%08x %s\n" % (zlib.crc32(text), text)
+
+
+def read_journal(path: Path) -> list[dict[str, Any]]:
+    """What was put into `journal_line`, in order, without lines that a kill cut short or that have changed since."""
+    entries = []
+    for line in path.read_bytes().splitlines() if path.exists() else []:
+        checksum, _, text = line.partition(b" ")
+        if checksum == b"%08x" % zlib.crc32(text):
+            entries.append(json.loads(text))
+    return entries
+
+
+@contextmanager
+def writing_to(folder: Path, flag: str) -> Iterator[None]:
+    """What the system refuses in here is told in one line, which names the `flag` that gave the folder.
+
+    Raises:
+        UserError: in place of OSError.
+    """
+    try:
+        yield
+    except OSError as problem:
+        full = problem.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+        hint = f"make room and run the same command again, it goes on; or choose another {flag}"
+        raise UserError(f"cannot write to {folder} ({problem.strerror}): {hint if full else f'check {flag}'}") from None
+
+
+def lock_file(path: Path) -> int | None:
+    """Open `path` and lock it until the descriptor returned is closed or the process ends; None if another has it."""
+    handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(handle)
+        return None
+    return handle
