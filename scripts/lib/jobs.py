@@ -55,7 +55,7 @@ _FREE = {
     "--num-workers": 1, "--print-freq": 1, "--log-interval": 1, "--device": 1, "--dali-device": 1, "--cpu": 0,
     "--cache-dataset": 0, "--keep-checkpoints": 1, "--dist-url": 1, "--standalone": 0, "--nproc_per_node": 1,
     "--nnodes": 1, "--node_rank": 1, "--rdzv_backend": 1, "--rdzv_endpoint": 1, "--rdzv_id": 1, "--track": 1,
-    "--tensorboard-logdir": 1, "--wandb-project": 1,
+    "--tensorboard-logdir": 1, "--wandb-project": 1, "--max-epoch": 1,
 }  # fmt: skip
 _GROWS = "--max-epoch"
 
@@ -81,8 +81,8 @@ class Job:
     cost: float = 1.0
 
     @property
-    def settings(self) -> list[str]:
-        """The words of the command that shape the result, alike wherever the clone and the run's folder lie."""
+    def settings(self) -> dict[str, str]:
+        """What of the command shapes the result, alike wherever the clone and the run's folder lie."""
         return settings(self.command, self.folder)
 
     @property
@@ -94,21 +94,27 @@ class Job:
         return self.folder / "train.log"
 
 
-def settings(command: Iterable[str], folder: Path) -> list[str]:
-    """The words of `command` without what shapes no result; paths relative to the clone and to the jobs' folder."""
-    command, kept = list(command), []
-    words = iter([word.replace(f"{folder.parent}/", "../").replace(f"{ROOT}/", "") for word in command])
+def settings(command: Iterable[str], folder: Path) -> dict[str, str]:
+    """{option: option and value} of `command` without what shapes no result; "" has what comes before the options.
+
+    Their order does not count, and of an option that is repeated the last counts. Paths are relative to the clone and
+    to the folder of all jobs.
+    """
+    words = [word.replace(f"{folder.parent}/", "../").replace(f"{ROOT}/", "") for word in command]
+    words[0] = re.sub(r"^python[\d.]*$", "python", Path(words[0]).name)
+    found: dict[str, list[str]] = {"": []}
+    name = ""
     for word in words:
-        skipped = 1 if word == _GROWS else _FREE.get(word)
-        if skipped is None:
-            kept.append(word)
-        elif skipped:
-            next(words, None)
-    with contextlib.suppress(ValueError, IndexError):  # the same global batch may be shared by more processes
-        processes = int(value_of("--nproc_per_node", command) or 1) * int(value_of("--nnodes", command) or 1)
-        place = kept.index("--batch-size") + 1
-        kept[place] = str(int(kept[place]) * processes)
-    return [re.sub(r"^python[\d.]*$", "python", Path(kept[0]).name), *kept[1:]]
+        if word.startswith("--") or word == "-j":
+            name = word
+            found[name] = []
+        elif _FREE.get(name) == len(found[name]) - 1:  # its values are complete: this word belongs to no option
+            name = ""
+        found[name].append(word)
+    with contextlib.suppress(ValueError, KeyError, IndexError):  # a global batch may be shared by more processes
+        processes = int(found["--nproc_per_node"][1]) * int(found.get("--nnodes", ["", "1"])[1])
+        found["--batch-size"][1] = str(int(found["--batch-size"][1]) * processes)
+    return {name: " ".join(values) for name, values in found.items() if name not in _FREE}
 
 
 def max_epoch(command: Iterable[str]) -> float:
@@ -187,10 +193,13 @@ def state_of(job: Job, inputs: dict[str, str | None], place: Path | None = None)
     record = load_record(job, place)
     if record is None:
         return State("new")
-    before = settings(record["command"], Path(record.get("folder", job.folder)))
-    if before != job.settings:
-        then, now = (" ".join(_only_in(*both)) for both in ((before, job.settings), (job.settings, before)))
-        return State("changed", why=f"then: {then or '-'}; now: {now or '-'}")
+    then, now = settings(record["command"], Path(record.get("folder", job.folder))), job.settings
+    if then != now:
+        gone, come = (
+            " ".join(one[name] for name in one if one[name] != other.get(name))
+            for one, other in ((then, now), (now, then))
+        )
+        return State("changed", why=f"then: {gone or '-'}; now: {come or '-'}")
     if other := [name for name, made in inputs.items() if record.get("inputs", {}).get(name) != made]:
         return State("stale", why=f"{', '.join(other)} {'is' if len(other) == 1 else 'are'} made anew")
     # More epochs than last time make a finished run an unfinished one. An unfinished one is judged by this attempt's
@@ -227,15 +236,6 @@ def in_order(jobs: Iterable[Job]) -> list[Job]:
         placed.update(job.name for job in ready)
         waiting = [job for job in waiting if job.name not in placed]
     return ordered
-
-
-def _only_in(words: list[str], others: list[str]) -> list[str]:
-    """The words, with the option each belongs to, that stand at no equal place in `others`."""
-    pairs = list(zip(["", *words], words, strict=False))
-    known = set(zip(["", *others], others, strict=False))
-    return [
-        f"{before} {word}" if before.startswith("--") else word for before, word in pairs if (before, word) not in known
-    ]
 
 
 def set_aside(job: Job) -> None:

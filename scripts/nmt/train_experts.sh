@@ -13,20 +13,10 @@
 # JOBS      runs side by side (CPU: all cores; GPU: 1, each on all GPUs)
 # CPU=1     train on the CPU although there is a GPU
 # Hyper-parameters (default): ARCH (transformer_iwslt_de_en) ENCODER_LAYERS (6) DECODER_LAYERS (6) EMBED_DIM (512)
-#   FFN_DIM (1024) HEADS (4) DROPOUT (0.3) LABEL_SMOOTHING (0.1) LR (5e-4) WARMUP_UPDATES (4000) WARMUP_INIT_LR (1e-7)
-#   MIN_LR (1e-9) ADAM_BETAS ("(0.9, 0.98)") CLIP_NORM (0) MAX_TOKENS (4096) UPDATE_FREQ (1) MAX_EPOCH (50) SEED (1)
+#   FFN_DIM (1024) HEADS (4) DROPOUT (0.3) LABEL_SMOOTHING (0.1) LR (5e-4) LR_SCHEDULER (inverse_sqrt)
+#   WARMUP_UPDATES (4000) WARMUP_INIT_LR (1e-7) MIN_LR (1e-9) ADAM_BETAS ("(0.9, 0.98)") CLIP_NORM (0)
+#   MAX_TOKENS (4096) UPDATE_FREQ (1) MAX_EPOCH (50) MAX_UPDATE (none) SEED (1) LOG_INTERVAL (20)
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/lib/common.sh"
 help_if_asked "$@"
-need_data_and_out
-
-runs=()
-kept=()
-for pair in ${PAIRS//,/ }; do
-    kept+=("$pair" "$OUT/$pair")
-    runs+=(--- "$OUT/$pair" fairseq-train "$DATA/data-bin" --task translation
-           --source-lang "${pair%-*}" --target-lang "${pair#*-}"
-           --criterion label_smoothed_cross_entropy "${recipe[@]}" --save-dir "$OUT/$pair" "$@")
-done
-keep_vocabulary "${kept[@]}"
-start_runs "${runs[@]:1}"
+exec python "$root/scripts/nmt/lib/recipe.py" experts "$@"

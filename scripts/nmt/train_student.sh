@@ -19,49 +19,10 @@
 # CPU=1     train on the CPU although there is a GPU
 # Hyper-parameters (default): TEMPERATURE (1) KD_WEIGHT (0.9) ARCH (transformer_iwslt_de_en) ENCODER_LAYERS (6)
 #   DECODER_LAYERS (6) EMBED_DIM (512) FFN_DIM (1024) HEADS (4) DROPOUT (0.3) LABEL_SMOOTHING (0.1) LR (5e-4)
-#   WARMUP_UPDATES (4000) WARMUP_INIT_LR (1e-7) MIN_LR (1e-9) ADAM_BETAS ("(0.9, 0.98)") CLIP_NORM (0)
-#   MAX_TOKENS (4096) UPDATE_FREQ (1) MAX_EPOCH (50) SEED (1)
+#   LR_SCHEDULER (inverse_sqrt) WARMUP_UPDATES (4000) WARMUP_INIT_LR (1e-7) MIN_LR (1e-9)
+#   ADAM_BETAS ("(0.9, 0.98)") CLIP_NORM (0) MAX_TOKENS (4096) UPDATE_FREQ (1) MAX_EPOCH (50) MAX_UPDATE (none)
+#   SEED (1) LOG_INTERVAL (20)
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/lib/common.sh"
 help_if_asked "$@"
-need_data_and_out
-
-if [ -n "${EXPERTS:-}" ]; then
-    if [ -n "${TEACHERS:-}" ]; then
-        echo "train_student.sh: both EXPERTS and TEACHERS are set; set one of them" >&2
-        exit 2
-    fi
-    TEACHERS=
-    for pair in ${PAIRS//,/ }; do TEACHERS+=,$pair=$EXPERTS/$pair/checkpoint_best.pt; done
-    TEACHERS=${TEACHERS:1}
-fi
-teaching=()
-if [ -n "${TEACHER_OUTPUTS:-}" ]; then
-    stores=
-    IFS=, read -ra teachers <<< "${TEACHERS:-$PAIRS}"
-    for teacher in "${teachers[@]}"; do
-        pair=${teacher%%=*}
-        stores+=,$pair=$TEACHER_OUTPUTS/$pair
-        [ -n "${TEACHERS:-}" ] || continue
-        storing=(python "$root/scripts/nmt/store_teacher_outputs.py" --data-bin "$DATA/data-bin" --lang-pair "$pair"
-                 --teacher "${teacher#*=}" --output "$TEACHER_OUTPUTS/$pair" --top-k "${TOP_K:-8}")
-        if [ "$CPU" = 1 ]; then storing+=(--cpu); fi
-        if [ "${DRY_RUN:-0}" = 1 ]; then echo "${storing[*]@Q}"; else "${storing[@]}"; fi
-    done
-    teaching=(--teacher-outputs "${stores:1}")
-elif [ -n "${TEACHERS:-}" ]; then
-    teaching=(--teachers "$TEACHERS")
-fi
-if [ ${#teaching[@]} -gt 0 ]; then
-    learning=(--user-dir "$root/fairseq_plugins" --task multilingual_translation_kd "${teaching[@]}"
-              --criterion label_smoothed_kd_cross_entropy
-              --kd-temperature "${TEMPERATURE:-1}" --kd-weight "${KD_WEIGHT:-0.9}")
-else
-    learning=(--task translation_multi_simple_epoch --criterion label_smoothed_cross_entropy)
-fi
-# The order of --langs gives the language tokens their numbers, so it must not depend on anything but the pairs.
-langs=$(tr ',-' '\n\n' <<< "$PAIRS" | awk '!seen[$0]++' | paste -sd,)
-
-keep_vocabulary "$PAIRS" "$OUT"
-start_runs "$OUT" fairseq-train "$DATA/data-bin" "${learning[@]}" --lang-pairs "$PAIRS" --langs "$langs" \
-    --encoder-langtok tgt --decoder-langtok "${recipe[@]}" --save-dir "$OUT" "$@"
+exec python "$root/scripts/nmt/lib/recipe.py" student "$@"

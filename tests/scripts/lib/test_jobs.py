@@ -192,8 +192,11 @@ def test_a_teacher_trained_anew_makes_its_students_stale(tmp_path):
 def test_settings_are_the_words_that_shape_the_result():
     command = ["/x/bin/python3.10", f"{jobs.ROOT}/vision_reference/train.py", "--data-path", "/data", "--lr", "1"]
     command += ["-j", "3", "--teacher-weights", "/out/runs/t/checkpoint.pth", "--device", "cpu", "--cpu"]
-    kept = ["python", "vision_reference/train.py", "--lr", "1", "--teacher-weights", "../t/checkpoint.pth"]
+    kept = {"": "python vision_reference/train.py", "--lr": "--lr 1"}
+    kept["--teacher-weights"] = "--teacher-weights ../t/checkpoint.pth"
     assert jobs.settings(command, Path("/out/runs/s")) == kept
+    last = jobs.settings(["x", "--amp", "--lr", "2", "--lr", "1", "-j", "3", "rest"], Path("a"))
+    assert last == {"": "x rest", "--amp": "--amp", "--lr": "--lr 1"}
     eight = ["python", "-m", "torch.distributed.run", "--nproc_per_node", "8", "x.py", "--batch-size", "256"]
     four = ["python", "-m", "torch.distributed.run", "--nproc_per_node", "4", "x.py", "--batch-size", "512"]
     assert jobs.settings(eight, Path("a")) == jobs.settings(four, Path("a"))

@@ -1,0 +1,258 @@
+"""The translation recipe: the commands that train experts and students, store and evaluate, from a few settings.
+
+    DATA=... OUT=... python scripts/nmt/lib/recipe.py experts [ARGUMENT...]      (train_experts.sh)
+    DATA=... OUT=... python scripts/nmt/lib/recipe.py student [ARGUMENT...]      (train_student.sh)
+
+Hyper-parameters are those of Tan et al. (2019) for IWSLT; their text names no number of epochs: 50 is ours. Studies
+build the same commands from the same functions.
+"""
+
+import json
+import os
+import shlex
+import subprocess
+import sys
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+if not __package__:  # run as a file: the root of the clone takes the place of its own folder
+    sys.path[0] = str(Path(__file__).resolve().parents[3])
+
+from fairseq_plugins.multilingual.kept_vocabulary import keep_vocabulary
+from scripts.lib import jobs
+from scripts.lib.environment import check_environment
+from scripts.nmt.lib.lang_pair import parse_pairs
+from scripts.nmt.lib.user_error import UserError, run_cli
+from vision_reference.errors import run_command
+
+ROOT = Path(__file__).resolve().parents[3]
+COMMANDS = ROOT / "scripts" / "nmt"
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A hyper-parameter: its default, what reads its value, and the options of fairseq-train that take it."""
+
+    default: str
+    kind: Callable[[str], object]
+    options: tuple[str, ...]
+
+
+SETTINGS = {
+    "arch": Setting("transformer_iwslt_de_en", str, ("--arch",)),
+    "encoder_layers": Setting("6", int, ("--encoder-layers",)),
+    "decoder_layers": Setting("6", int, ("--decoder-layers",)),
+    "embed_dim": Setting("512", int, ("--encoder-embed-dim", "--decoder-embed-dim")),
+    "ffn_dim": Setting("1024", int, ("--encoder-ffn-embed-dim", "--decoder-ffn-embed-dim")),
+    "heads": Setting("4", int, ("--encoder-attention-heads", "--decoder-attention-heads")),
+    "dropout": Setting("0.3", float, ("--dropout",)),
+    "label_smoothing": Setting("0.1", float, ("--label-smoothing",)),
+    "adam_betas": Setting("(0.9, 0.98)", str, ("--adam-betas",)),
+    "clip_norm": Setting("0", float, ("--clip-norm",)),
+    "lr": Setting("5e-4", float, ("--lr",)),
+    "lr_scheduler": Setting("inverse_sqrt", str, ("--lr-scheduler",)),
+    "warmup_updates": Setting("4000", int, ("--warmup-updates",)),
+    "warmup_init_lr": Setting("1e-7", float, ("--warmup-init-lr",)),
+    "min_lr": Setting("1e-9", float, ("--stop-min-lr",)),
+    "max_tokens": Setting("4096", int, ("--max-tokens",)),
+    "update_freq": Setting("1", str, ("--update-freq",)),
+    "max_epoch": Setting("50", int, ("--max-epoch",)),
+    "max_update": Setting("", int, ("--max-update",)),
+    "seed": Setting("1", int, ("--seed",)),
+    "log_interval": Setting("20", int, ("--log-interval",)),
+    # of students and of what teaches them
+    "temperature": Setting("1", float, ("--kd-temperature",)),
+    "kd_weight": Setting("0.9", float, ("--kd-weight",)),
+    "top_k": Setting("8", int, ("--top-k",)),
+}
+_OF_TEACHING = ("temperature", "kd_weight", "top_k")
+_PLACES = ("DATA", "OUT", "PAIRS", "JOBS", "CPU", "DRY_RUN")
+_PLACES_OF_STUDENTS = ("EXPERTS", "TEACHERS", "TEACHER_OUTPUTS")
+
+# glibc returns big blocks to the system at every free; keeping them makes training on a CPU 20 % faster.
+KEEP_MEMORY = {"MALLOC_MMAP_THRESHOLD_": "8589934592", "MALLOC_TRIM_THRESHOLD_": "8589934592"}
+
+
+def check_setting(name: str, value: str) -> None:
+    """Refuses a value that the setting cannot have.
+
+    Raises:
+        UserError: it is no number where one is needed.
+    """
+    kind = SETTINGS[name].kind
+    try:
+        kind(value)
+    except ValueError:
+        what = "a whole number" if kind is int else "a number"
+        raise UserError(
+            f"{name.upper()} is '{value}'; give {what}, such as {SETTINGS[name].default or '1000'}"
+        ) from None
+
+
+def filled(given: Mapping[str, str]) -> dict[str, str]:
+    """All settings: `given` ones, which must fit, and the recipe's.
+
+    Raises:
+        UserError: a value that does not fit.
+    """
+    for name, value in given.items():
+        check_setting(name, value)
+    return {name: given.get(name) or setting.default for name, setting in SETTINGS.items()}
+
+
+def training_options(settings: Mapping[str, str], cpu: bool) -> list[str]:
+    """What experts and students share."""
+    words = ["--share-all-embeddings", "--optimizer", "adam", "--no-epoch-checkpoints", "--log-format", "json"]
+    for name, setting in SETTINGS.items():
+        if settings[name] and name not in _OF_TEACHING:
+            words += [word for option in setting.options for word in (option, settings[name])]
+    return words + (["--cpu", "--num-workers", "0"] if cpu else [])
+
+
+def expert_command(data_bin: Path, pair: str, folder: Path, settings: Mapping[str, str], cpu: bool) -> list[str]:
+    """Trains one bilingual expert with stock fairseq."""
+    source, _, target = pair.partition("-")
+    return [
+        *("fairseq-train", str(data_bin), "--task", "translation", "--source-lang", source, "--target-lang", target),
+        *("--criterion", "label_smoothed_cross_entropy", *training_options(settings, cpu), "--save-dir", str(folder)),
+    ]
+
+
+def student_command(
+    data_bin: Path,
+    pairs: Iterable[str],
+    folder: Path,
+    settings: Mapping[str, str],
+    cpu: bool,
+    teaching: Iterable[str] = (),
+) -> list[str]:
+    """Trains one multilingual student; without `teaching` (--teachers X or --teacher-outputs X) on labels alone."""
+    pairs, teaching = list(pairs), list(teaching)
+    if teaching:
+        learning = ["--user-dir", str(ROOT / "fairseq_plugins"), "--task", "multilingual_translation_kd", *teaching]
+        learning += ["--criterion", "label_smoothed_kd_cross_entropy"]
+        learning += ["--kd-temperature", settings["temperature"], "--kd-weight", settings["kd_weight"]]
+    else:
+        learning = ["--task", "translation_multi_simple_epoch", "--criterion", "label_smoothed_cross_entropy"]
+    # The order of --langs gives the language tokens their numbers, so it must not depend on anything but the pairs.
+    langs = dict.fromkeys(language for pair in pairs for language in pair.split("-"))
+    return [
+        *("fairseq-train", str(data_bin), *learning, "--lang-pairs", ",".join(pairs), "--langs", ",".join(langs)),
+        *("--encoder-langtok", "tgt", "--decoder-langtok", *training_options(settings, cpu), "--save-dir", str(folder)),
+    ]
+
+
+def store_command(data_bin: Path, pair: str, teacher: str, folder: Path, top_k: str, cpu: bool) -> list[str]:
+    """Stores what an expert predicts for the training set."""
+    return [
+        *("python", str(COMMANDS / "store_teacher_outputs.py"), "--data-bin", str(data_bin), "--lang-pair", pair),
+        *("--teacher", teacher, "--output", str(folder), "--top-k", top_k, *(["--cpu"] if cpu else [])),
+    ]
+
+
+def evaluate_command(data_bin: Path, checkpoint: Path, pairs: Iterable[str], output: Path) -> list[str]:
+    """Translates and scores the test set."""
+    return [
+        *("python", str(COMMANDS / "evaluate_bleu.py"), "--data-bin", str(data_bin), "--checkpoint", str(checkpoint)),
+        *("--lang-pairs", ",".join(pairs), "--output", str(output)),
+    ]
+
+
+# The shell scripts: settings from the environment
+
+
+def choose_pairs(data: Path, wanted: str) -> list[str]:
+    """The pairs to train on: `wanted`, such as en-de,en-ru, or all that the prepared folder `data` has.
+
+    Raises:
+        UserError: `data` is no prepared folder, or lacks a pair of `wanted`.
+    """
+    try:
+        held = [str(pair) for pair in json.loads((data / "manifest.json").read_text(encoding="utf-8"))["pairs"]]
+    except (OSError, ValueError, KeyError, TypeError):
+        raise UserError(
+            f"DATA='{data}' is no prepared folder (no manifest.json in it); make one with scripts/nmt/prepare.py"
+        ) from None
+    for pair in parse_pairs(wanted) if wanted else []:
+        if str(pair) not in held:
+            raise UserError(f"PAIRS: pair {pair} is not in {data}; it holds {', '.join(held)}")
+    return wanted.split(",") if wanted else held
+
+
+def _from_environment(role: str) -> tuple[dict[str, str], dict[str, str]]:
+    """Settings and places. Raises UserError for what is misspelt."""
+    own = {name.upper() for name in SETTINGS if role == "student" or name not in _OF_TEACHING}
+    places = {*_PLACES, *(_PLACES_OF_STUDENTS if role == "student" else ())}
+    check_environment(own | places)
+    settings = {name: os.environ[name.upper()] for name in SETTINGS if os.environ.get(name.upper())}
+    return filled(settings), {name: os.environ.get(name, "") for name in (*_PLACES, *_PLACES_OF_STUDENTS)}
+
+
+def _teaching(places: Mapping[str, str], pairs: list[str], top_k: str, cpu: bool) -> tuple[list[list[str]], list[str]]:
+    """Commands that store what is missing, and how the student is told of its teachers."""
+    teachers = {}
+    if places["EXPERTS"] and places["TEACHERS"]:
+        raise UserError("both EXPERTS and TEACHERS are set; set one of them")
+    if places["EXPERTS"]:
+        teachers = {pair: f"{places['EXPERTS']}/{pair}/checkpoint_best.pt" for pair in pairs}
+    elif places["TEACHERS"]:
+        teachers = dict(item.partition("=")[::2] for item in places["TEACHERS"].split(","))
+    if outputs := places["TEACHER_OUTPUTS"]:
+        data_bin = Path(places["DATA"], "data-bin")
+        storing = [
+            store_command(data_bin, pair, teacher, Path(outputs, pair), top_k, cpu)
+            for pair, teacher in teachers.items()
+        ]
+        stores = [f"{pair}={outputs}/{pair}" for pair in teachers or pairs]
+        return storing, ["--teacher-outputs", ",".join(stores)]
+    return [], ["--teachers", ",".join(f"{pair}={file}" for pair, file in teachers.items())] if teachers else []
+
+
+def main() -> None:
+    role, *more = sys.argv[1:]
+    settings, places = _from_environment(role)
+    pairs = choose_pairs(Path(places["DATA"]), places["PAIRS"])
+    if not places["OUT"]:
+        raise UserError("OUT is not set; set it to the folder for what is trained, such as results/experts")
+    if places["CPU"] not in ("", "0", "1"):
+        raise UserError(f"CPU is '{places['CPU']}'; give 1 to train on the CPU, 0 for GPUs")
+    cpu = places["CPU"] == "1" or (not places["CPU"] and not jobs.gpus())
+    if places["JOBS"] and not (places["JOBS"].isdecimal() and int(places["JOBS"])):
+        raise UserError(f"JOBS is '{places['JOBS']}'; give how many run side by side, such as 2")
+    # Small models gain little from a second thread: without a GPU as many side by side as there are cores.
+    at_once = int(places["JOBS"] or (jobs.cores() if cpu else 1))
+    data_bin, out = Path(places["DATA"], "data-bin"), Path(places["OUT"])
+    storing: list[list[str]] = []
+    if role == "experts":
+        commands = {out / pair: expert_command(data_bin, pair, out / pair, settings, cpu) for pair in pairs}
+    else:
+        storing, teaching = _teaching(places, pairs, settings["top_k"], cpu)
+        commands = {out: student_command(data_bin, pairs, out, settings, cpu, teaching)}
+    if places["DRY_RUN"] == "1":
+        for command in [*storing, *([*command, *more] for command in commands.values())]:
+            print(shlex.join(command))
+        return
+    shown = [f"{name}={value}" for name, value in places.items() if value]
+    shown += [f"{name.upper()}={value}" for name, value in settings.items() if value]
+    print(f"{role}: {shlex.join(shown)}", file=sys.stderr, flush=True)
+    if cpu:
+        for name, value in KEEP_MEMORY.items():
+            os.environ.setdefault(name, value)
+    for folder, spoken in ((out / pair, [pair]) for pair in pairs) if role == "experts" else [(out, pairs)]:
+        languages = dict.fromkeys(language for pair in spoken for language in pair.split("-"))
+        keep_vocabulary(data_bin, languages, folder)  # what the checkpoints need beside them to translate plain text
+    for command in storing:
+        if code := subprocess.run(command).returncode:
+            sys.exit(code)
+    todo = [jobs.Job(folder.name, folder, (*command, *more)) for folder, command in commands.items()]
+    jobs.run_as_command(
+        "train_experts.sh" if role == "experts" else "train_student.sh",
+        todo,
+        jobs.Here(jobs.cpu_slots(min(at_once, len(todo)))),
+    )
+
+
+if __name__ == "__main__":
+    name = "train_experts.sh" if sys.argv[1:2] == ["experts"] else "train_student.sh"
+    run_cli(name, lambda: run_command(name, main))  # the runner of jobs has an exception of its own for mistakes
