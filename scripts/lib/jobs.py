@@ -19,6 +19,7 @@ import contextlib
 import fcntl
 import json
 import os
+import platform
 import re
 import secrets
 import shlex
@@ -32,6 +33,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from functools import cache
+from importlib import metadata
 from pathlib import Path
 
 from tqdm import tqdm
@@ -224,18 +226,27 @@ def in_order(jobs: Iterable[Job]) -> list[Job]:
     Raises:
         ValueError: a name that occurs twice or not at all, or a circle.
     """
-    waiting, ordered, placed = list(jobs), [], set()
-    names = {job.name for job in waiting}
-    if len(names) < len(waiting) or any(set(job.after) - names for job in waiting):
-        raise ValueError("names of jobs must be unique, and each dependency a job")
-    while waiting:
-        ready = [job for job in waiting if placed.issuperset(job.after)]
-        if not ready:
-            raise ValueError(f"jobs that wait for each other: {', '.join(job.name for job in waiting)}")
-        ordered += ready
-        placed.update(job.name for job in ready)
-        waiting = [job for job in waiting if job.name not in placed]
-    return ordered
+    by_name = {}
+    for job in jobs:
+        if job.name in by_name:
+            raise ValueError(f"two jobs are called {job.name}")
+        by_name[job.name] = job
+    placed: dict[str, Job] = {}
+    begun: set[str] = set()
+
+    def place(name: str) -> None:
+        if name in placed:
+            return
+        if name in begun or name not in by_name:
+            raise ValueError(f"jobs wait for {name}, which waits for them or does not exist")
+        begun.add(name)
+        for each in by_name[name].after:
+            place(each)
+        placed[name] = by_name[name]
+
+    for name in by_name:
+        place(name)
+    return list(placed.values())
 
 
 def set_aside(job: Job) -> None:
@@ -268,6 +279,16 @@ def commit() -> str | None:
         return None
     changed = subprocess.run([*git, "status", "--porcelain", "--untracked-files=no"], capture_output=True, text=True)
     return head.stdout.strip() + ("+" if changed.stdout.strip() else "")
+
+
+@cache
+def versions() -> dict[str, str]:
+    """Of Python and of the libraries that results depend on, as far as they are installed."""
+    found = {"python": platform.python_version()}
+    for name in ("torch", "torchvision", "numpy", "pillow", "fairseq", "sentencepiece", "sacrebleu", "timm"):
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            found[name] = metadata.version(name)
+    return found
 
 
 def now() -> str:
@@ -307,6 +328,7 @@ class Process:
                 "began": now(),
                 "host": socket.gethostname(),
                 "commit": commit(),
+                "versions": versions(),
             }
             save_record(job, self.record)
             with job.log_file.open("ab") as log:
@@ -366,6 +388,18 @@ class Process:
             with self.job.log_file.open("a") as log:
                 log.write(f"the command ended without having written {', '.join(missing)}\n")
         save_record(self.job, self.record)
+
+
+def in_use(job: Job) -> bool:
+    """Whether a process holds the job's folder."""
+    try:
+        with (job.folder / "run.lock").open() as lock:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    return False
 
 
 def last_lines(job: Job, count: int = _LAST_LINES) -> list[str]:

@@ -93,7 +93,6 @@ class Study:
         baselines: students on labels alone.
         pairs: translation: language pairs, such as [en-de, en-ru].
         prepare: translation: options of prepare.py; none where ``data`` is prepared already.
-        same_groups: images: the CSV or TSV file that puts classes into groups of similar ones, for the analysis.
         paper: which of the paper's tables the configuration follows: imagenet, cub or none.
         estimate: time and disk.
     """
@@ -186,9 +185,10 @@ class _Reader:
             found: dict = {}
             for key_node, value in node.value:
                 key = key_node.value if isinstance(key_node, yaml.ScalarNode) else "?"
-                if key in found:
-                    raise self.fail(f"{key} is given twice; keep one", *path, key)
+                line = self.lines.get((*path, key))
                 self.lines[(*path, key)] = key_node.start_mark.line + 1
+                if key in found:
+                    raise self.fail(f"{key} is given twice, first in line {line}; keep one", *path, key)
                 found[key] = self._plain(value, (*path, key))
             return found
         constructor = yaml.constructor.SafeConstructor()
@@ -259,8 +259,9 @@ class _Reader:
                 for key, example in (("network", "resnet18"), ("epochs", "20")):
                     if key not in each:
                         raise self.fail(f"no {key} of the {role}: give {role}: {{{key}: {example}}}", "cells", number)
-        if study.baselines and images and not {"network", "epochs"} <= (study.settings | study.student).keys():
-            raise self.fail("baselines take network and epochs from 'student': give them there", "baselines")
+        for number, each in enumerate(study.baselines) if images else ():
+            for key in {"network", "epochs"} - (study.settings | study.student | each).keys():
+                raise self.fail(f"no {key} of the baseline: give it here or under 'student'", "baselines", number)
 
     def text(self, value: Any, *path: object) -> str:
         if not isinstance(value, str) or not value.strip():
@@ -316,7 +317,7 @@ class _Reader:
         checked: Settings = {}
         for given, each in value.items():
             key = given.replace("_", "-")
-            if key in _OF_STUDENTS and role in ("teacher", "baselines"):
+            if key in _OF_STUDENTS and role != "student":
                 raise self.fail(f"{given!r} is a setting of distilled students; give it under 'student'", *path, given)
             several = axes and isinstance(each, list)
             if several and not each:

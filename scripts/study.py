@@ -1,0 +1,456 @@
+"""Many trainings that answer one question: teachers x temperatures x seeds, planned, run, counted, reported.
+
+    python scripts/study.py plan   scripts/studies/configs/digits.yaml --output results/digits
+    python scripts/study.py run    scripts/studies/configs/digits.yaml --output results/digits
+    python scripts/study.py status results/digits
+    python scripts/study.py report results/digits
+
+A configuration is a small YAML file; scripts/studies/configs holds some to start from, and their names alone will do
+("digits"). `run` may be stopped and started again at any time: finished jobs are skipped, begun ones go on, failed ones
+are tried again, and what a changed setting touches is made anew (what it replaces is kept in runs/replaced/).
+
+The folder of a study:
+  results.jsonl   one line for each finished training; its score is that of the last epoch (BLEU: best checkpoint)
+  study.json      what is planned, what failed
+  config.yaml     the configuration as it was run
+  runs/           a folder for each job, with run.json and train.log
+  index.html, report.md, figures/   the report
+"""
+
+import argparse
+import contextlib
+import fcntl
+import json
+import os
+import shutil
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+if not __package__:  # run as a file: the root of the clone takes the place of its own folder
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+from scripts.lib import jobs
+from scripts.studies import plan as planning
+from scripts.studies.plan import Planned
+from scripts.studies.schema import CONFIGS, IMAGES, TRANSLATION, Study, read_study
+from vision_reference.errors import UserError, run_command
+from vision_reference.files import atomic_file
+
+MARK = "study.json"  # the folder of a study is known by it
+
+
+def get_args_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="study.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="{plan,run,status,report}")
+    for name, text in (
+        ("plan", "show the jobs and an estimate of time and disk; starts and writes nothing"),
+        ("run", "run what is not finished"),
+    ):
+        command = commands.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}.")
+        command.add_argument(
+            "config", metavar="CONFIG", help="a YAML file, or the name of one in scripts/studies/configs"
+        )
+        command.add_argument("--output", type=Path, required=True, metavar="DIR", help="the folder of the study")
+        command.add_argument(
+            "--data", type=Path, metavar="DIR", help="where the data lies, in place of the configuration's"
+        )
+        command.add_argument(
+            "--jobs",
+            type=int,
+            metavar="N",
+            help="how many at a time (default: one for each GPU; without any, each core)",
+        )
+        if name == "run":
+            command.add_argument("--fresh", action="store_true", help="remove the results of an earlier run first")
+            command.add_argument(
+                "--launcher",
+                choices=("local", "slurm"),
+                default="local",
+                help="this machine or a cluster (default: local)",
+            )
+            command.add_argument(
+                "--slurm",
+                action="append",
+                default=[],
+                metavar="KEY=VALUE",
+                help="for sbatch by way of submitit, such as partition=gpu, timeout_min=600; repeatable",
+            )
+    for name, text in (("status", "what is done, running, failed, and why"), ("report", "write the page of results")):
+        command = commands.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}.")
+        command.add_argument("folder", type=Path, metavar="DIR", help="the folder of the study")
+    return parser
+
+
+# The plan
+
+
+def load_config(given: str) -> tuple[Study, str]:
+    """The study and the text of its file; a name alone means a shipped one.
+
+    Raises:
+        UserError: there is no such file, or it has a mistake.
+    """
+    path = Path(given)
+    if not path.exists() and (CONFIGS / f"{given}.yaml").is_file():
+        path = CONFIGS / f"{given}.yaml"
+    study = read_study(path)
+    return study, path.read_text(encoding="utf-8")
+
+
+def make_plan(study: Study, output: Path, data: Path | None) -> list[Planned]:
+    """The jobs, with what the machine decides: CPU or GPU, and `amp: auto`, which a study keeps once it has begun.
+
+    Raises:
+        UserError: the folder for the data does not exist, or the configuration makes two jobs alike.
+    """
+    facts = read_facts(output)
+    automatic = study.kind == IMAGES and "auto" in (
+        each.get("amp") for each in (study.settings, study.teacher, study.student)
+    )
+    amp = facts.get("amp")
+    if automatic and not isinstance(amp, bool):
+        amp = bool(jobs.gpus()) or _fast_bf16()
+    return planning.make_plan(study, output, data=data.absolute() if data else None, cpu=not jobs.gpus(), amp=bool(amp))
+
+
+def _fast_bf16() -> bool:
+    from vision_reference.machine import multiplies_bf16_fast  # takes seconds to import
+
+    return multiplies_bf16_fast()
+
+
+def read_facts(output: Path) -> dict[str, Any]:
+    """What ``study.json`` says; empty where there is none.
+
+    Raises:
+        UserError: it is damaged.
+    """
+    try:
+        facts = json.loads((output / MARK).read_text(encoding="utf-8"))
+        if not isinstance(facts, dict):
+            raise ValueError
+    except (FileNotFoundError, NotADirectoryError):
+        return {}
+    except ValueError:
+        raise UserError(f"{output / MARK} is damaged; remove it: study.py run writes it again") from None
+    return facts
+
+
+def check_data(study: Study, data: Path | None) -> None:
+    """Raises UserError where the data is not there."""
+    folder = data or (None if study.data == "builtin" else Path(study.data))
+    if folder is not None and not folder.is_dir():
+        raise UserError(f"no folder {folder}; give the data with --data DIR (its form: {_FORMS[study.kind]})")
+
+
+_FORMS = {
+    IMAGES: "train/ and val/, one folder of images per class; for cub200 that of CUB_200_2011/",
+    TRANSLATION: "see scripts/nmt/prepare.py --help",
+}
+
+
+def write_facts(study: Study, plan: list[Planned], output: Path, text: str, data: Path | None) -> None:
+    """Keep what is planned; reports and status read it."""
+    trained = [planned for planned in plan if planned.role in ("teacher", "student", "baseline")]
+    amp = next((("--amp" in one.job.command) for one in trained if study.kind == IMAGES), None)
+    facts = {
+        "name": study.name,
+        "title": study.title,
+        "question": study.question,
+        "kind": study.kind,
+        "data": str(data or study.data),
+        "teachers": study.teachers,
+        "teacher_answers": study.teacher_answers,
+        "seeds": list(study.seeds),
+        "temperatures": sorted({one.temperature for one in trained if one.temperature is not None}),
+        "networks": {
+            role: sorted({one.network for one in trained if one.role == role}) for role in ("teacher", "student")
+        },
+        "paper": study.paper,
+        "pairs": list(study.pairs),
+        "amp": amp,
+        "planned": len(trained),
+        "jobs": [one.job.name for one in trained],
+        "all_jobs": [{"job": one.job.name, "role": one.role} for one in plan],
+        "config": text,
+        "failed": failed(plan),
+        "stores_bytes": sum(_size(one.job.folder) for one in plan if one.role == "store"),
+    }
+    write(output / MARK, json.dumps(facts, indent=2) + "\n")
+    write(output / "config.yaml", text)
+
+
+def failed(plan: list[Planned]) -> list[dict[str, Any]]:
+    """Jobs whose last attempt failed, with the last lines of their logs."""
+    found = []
+    for planned in plan:
+        with contextlib.suppress(UserError):
+            record = jobs.load_record(planned.job)
+            if record and not record["finished"] and record.get("exit_status") and not jobs.in_use(planned.job):
+                lines = jobs.last_lines(planned.job)
+                found.append(
+                    {
+                        "job": planned.job.name,
+                        "role": planned.role,
+                        "exit_status": record["exit_status"],
+                        "lines": lines,
+                        "error": lines[-1] if lines else "no output",
+                        "command": record["command"],
+                    }
+                )
+    return found
+
+
+def write(path: Path, text: str) -> None:
+    with atomic_file(path) as file:
+        file.write(text.encode())
+
+
+def write_results(plan: list[Planned], output: Path) -> None:
+    """Replace ``results.jsonl`` by what is finished now."""
+    write(output / "results.jsonl", "".join(json.dumps(line) + "\n" for line in planning.results(plan, output)))
+
+
+def _size(folder: Path) -> int:
+    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+
+
+# Commands
+
+
+def show_plan(study: Study, plan: list[Planned], at_once: int) -> None:
+    """Print the graph, and about how long it takes."""
+    states = jobs.states([planned.job for planned in plan])
+    kinds: dict[tuple, list[Planned]] = {}
+    for planned in plan:  # the same job of all seeds is one line
+        base = planned.job.name.removesuffix(f"_seed{planned.seed}")
+        kinds.setdefault((planned.role, base), []).append(planned)
+    print(f"{study.title}: {len(plan)} jobs, seeds {', '.join(map(str, study.seeds))}, teachers {study.teachers}")
+    for (role, base), alike in kinds.items():
+        after = [name.rpartition("_seed")[0] or name for name in alike[0].job.after]
+        done = Counter(states[planned.job.name].kind for planned in alike)
+        state = ", ".join(f"{number} {kind}" for kind, number in done.items())
+        waits = f"  after {', '.join(after)}" if after else ""
+        print(f"  {role:<10} {base}  x {len(alike)} ({state}){waits}")
+    for planned in plan:
+        if (state := states[planned.job.name]).kind in ("changed", "stale"):
+            print(f"  made anew: {planned.job.name} ({state.why})")
+    left = [planned for planned in plan if states[planned.job.name].kind != "finished"]
+    print(estimate(study, plan, left, at_once))
+
+
+def estimate(study: Study, plan: list[Planned], left: list[Planned], at_once: int) -> str:
+    """Time and disk of what is left, in words: from the finished jobs of this study, else from the configuration."""
+    measured: dict[str, list[float]] = {}
+    for planned in plan:
+        with contextlib.suppress(UserError):
+            record = jobs.load_record(planned.job)
+            if record and record["finished"]:
+                measured.setdefault(planned.role, []).append(record["seconds"])
+    total, unknown, source = 0.0, set(), set()
+    for planned in left:
+        if planned.role in measured:
+            total += sum(measured[planned.role]) / len(measured[planned.role])
+            source.add("as the finished jobs of this study took")
+        elif minutes := getattr(study.estimate, planned.role, 0.0):
+            total += 60 * minutes
+            source.add(f"as measured on {study.estimate.on}" if study.estimate.on else "by the configuration")
+        elif planned.role != "data":
+            unknown.add(planned.role)
+    if not left:
+        return "nothing is left to do"
+    text = f"left: {len(left)} jobs"
+    if total:
+        text += f", about {jobs.clock(total / at_once)} with {at_once} at a time ({'; '.join(sorted(source))})"
+    if unknown:
+        text += f"; not known until one has run: {', '.join(sorted(unknown))}"
+    trainings = sum(planned.role in ("teacher", "student", "baseline") for planned in left)
+    if study.estimate.megabytes and trainings:
+        text += f"; about {trainings * study.estimate.megabytes / 1000:.1f} GB of disk"
+    return text
+
+
+def slots(plan: list[Planned], asked: int | None) -> list[dict[str, str]]:
+    """Where jobs run on this machine: one on each GPU, or as many side by side as there are cores.
+
+    Raises:
+        UserError: `asked` is below 1, or more than there are GPUs.
+    """
+    if asked is not None and asked < 1:
+        raise UserError(f"--jobs {asked} is below 1")
+    names = jobs.gpus()
+    on_cpu = any(("--device", "cpu") in zip(one.job.command, one.job.command[1:], strict=False) for one in plan)
+    if names and not on_cpu:
+        if asked and asked > len(names):
+            raise UserError(f"--jobs {asked}: this machine has {len(names)} GPUs, and each serves one job")
+        return jobs.gpu_slots(names[: asked or len(names)])
+    return jobs.cpu_slots(min(asked or jobs.cores(), len(plan)))
+
+
+@contextlib.contextmanager
+def locked(output: Path) -> Iterator[None]:
+    """Keep a second `run` out of the folder.
+
+    Raises:
+        UserError: there is one already.
+    """
+    with (output / "study.lock").open("a+") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            lock.seek(0)
+            raise UserError(f"{output} is being run by process {lock.read().strip() or '?'}; wait or end it") from None
+        lock.truncate(0)
+        lock.write(str(os.getpid()))
+        lock.flush()
+        yield
+
+
+def remove_earlier(output: Path) -> None:
+    """Remove what an earlier run of a study left in its folder, and nothing else.
+
+    Raises:
+        UserError: the folder holds something, but no study.
+    """
+    if not output.exists():
+        return
+    if not (output / MARK).is_file():
+        if any(output.iterdir()):
+            raise UserError(f"--fresh: {output} holds no study (no {MARK} in it); it was left as it is")
+        return
+    for name in ("runs", "figures", "analysis"):
+        shutil.rmtree(output / name, ignore_errors=True)
+    for name in ("results.jsonl", "config.yaml", "index.html", "report.md", "summary.json", "summary.md", "study.lock"):
+        (output / name).unlink(missing_ok=True)
+    (output / MARK).unlink()  # last: an interrupted removal can be repeated
+
+
+def run(
+    study: Study,
+    text: str,
+    output: Path,
+    *,
+    data: Path | None = None,
+    at_once: int | None = None,
+    launcher: Any = None,
+    name: str = "study.py",
+) -> list[Planned]:
+    """Run what is not finished; results.jsonl and study.json follow. Returns the plan.
+
+    Raises:
+        UserError: the data is missing, or the folder is in use.
+        SystemExit: jobs failed (1), or a signal stopped the run.
+    """
+    output = output.absolute()
+    check_data(study, data)
+    plan = make_plan(study, output, data)
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError):
+        raise UserError(f"--output {output} is a file; give a folder") from None
+    if study.kind == TRANSLATION and not jobs.gpus():
+        from scripts.nmt.lib.recipe import KEEP_MEMORY
+
+        for key, value in KEEP_MEMORY.items():
+            os.environ.setdefault(key, value)
+    by_name = {planned.job.name: planned for planned in plan}
+    with locked(output):
+
+        def keep() -> None:
+            write_facts(study, plan, output, text, data)
+            write_results(plan, output)
+
+        def ended(job: jobs.Job) -> None:
+            if by_name[job.name].pairs and "--save-dir" in job.command:
+                _keep_vocabulary(by_name[job.name])
+            write_results(plan, output)
+
+        keep()
+        try:
+            todo = [planned.job for planned in plan]
+            jobs.run_as_command(name, todo, launcher or jobs.Here(slots(plan, at_once)), replace=True, ended=ended)
+        finally:
+            keep()
+    return plan
+
+
+def _keep_vocabulary(planned: Planned) -> None:
+    """Copy what a translation model needs beside it to translate plain text."""
+    from fairseq_plugins.multilingual.kept_vocabulary import keep_vocabulary
+
+    languages = dict.fromkeys(language for pair in planned.pairs for language in pair.split("-"))
+    keep_vocabulary(Path(planned.job.command[1]), languages, planned.job.folder)
+
+
+def show_status(output: Path) -> bool:
+    """Print how the study stands; whether nothing failed.
+
+    Raises:
+        UserError: the folder holds no study.
+    """
+    facts = read_facts(output)
+    if not facts:
+        raise UserError(f"{output} holds no study (no {MARK}); give the --output of study.py run")
+    counts: Counter[str] = Counter()
+    shown = []
+    for entry in facts.get("all_jobs", []):
+        job = jobs.Job(entry["job"], output / "runs" / entry["job"], ("?",))
+        record = jobs.load_record(job)
+        if record and record["finished"]:
+            state = "done"
+        elif jobs.in_use(job):
+            state = "running"
+            shown.append(f"running: {job.name}: {(jobs.last_lines(job, 1) or ['no output yet'])[0]}")
+        elif record and record.get("exit_status", 0):
+            state = "failed"
+            shown.append(f"failed: {job.name} (exit status {record['exit_status']}); last lines of {job.log_file}:")
+            shown += [f"    {line}" for line in jobs.last_lines(job)]
+        else:
+            state = "begun" if record else "waiting"
+        counts[state] += 1
+    print(f"{facts.get('title', output)}: {sum(counts.values())} jobs")
+    print(", ".join(f"{counts[state]} {state}" for state in ("done", "running", "begun", "waiting", "failed")))
+    for line in shown:
+        print(line)
+    return not counts["failed"]
+
+
+def write_report(folder: Path) -> Path:
+    """Write the page; returns its path."""
+    from scripts.studies.page import write_page
+
+    return write_page(folder)
+
+
+def main() -> None:
+    args = get_args_parser().parse_args()
+    if args.command == "status":
+        sys.exit(0 if show_status(args.folder) else 1)
+    if args.command == "report":
+        print(write_report(args.folder))
+        return
+    study, text = load_config(args.config)
+    if args.command == "plan":
+        plan = make_plan(study, args.output.absolute(), args.data)
+        show_plan(study, plan, len(slots(plan, args.jobs)))
+        return
+    if args.slurm and args.launcher != "slurm":
+        raise UserError("--slurm was given without --launcher slurm; give both or neither")
+    if args.fresh:
+        remove_earlier(args.output)
+    launcher = None
+    if args.launcher == "slurm":
+        from scripts.lib.cluster import slurm
+
+        launcher = slurm(args.output.absolute() / "cluster", args.slurm, args.jobs)
+    run(study, text, args.output, data=args.data, at_once=args.jobs, launcher=launcher)
+    print(f"results: {args.output / 'results.jsonl'}; the page: python scripts/study.py report {args.output}")
+
+
+if __name__ == "__main__":
+    run_command("study.py", main)

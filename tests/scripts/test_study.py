@@ -1,0 +1,324 @@
+"""Studies: configurations and their mistakes, the graph of jobs, results, and small studies run by the command line."""
+
+import json
+import sys
+
+import pytest
+
+from scripts import study as command
+from scripts.lib import jobs
+from scripts.studies import plan as planning
+from scripts.studies.schema import CONFIGS, ConfigError, parse_study, read_study
+from vision_reference.errors import UserError
+
+DIGITS = (CONFIGS / "digits.yaml").read_text()
+SHIPPED = ["cifar10", "cifar100", "cub", "digits", "imagenet", "iwslt", "multi30k", "tiny_imagenet_40"]
+
+
+def planned(text, tmp_path, **options):
+    return planning.make_plan(parse_study(text), tmp_path, **options)
+
+
+def by_name(plan):
+    return {one.job.name: one for one in plan}
+
+
+def value(job, flag):
+    return jobs.value_of(flag, job.command)
+
+
+def test_all_shipped_configurations_can_be_planned(tmp_path):
+    assert sorted(file.stem for file in CONFIGS.glob("*.yaml")) == SHIPPED
+    for name in SHIPPED:
+        if name in ("iwslt", "multi30k"):
+            pytest.importorskip("fairseq")
+        study = read_study(CONFIGS / f"{name}.yaml")
+        plan = planning.make_plan(study, tmp_path / name)
+        jobs.in_order(one.job for one in plan)
+        assert study.name == name
+        assert {"teacher", "student", "baseline"} <= {one.role for one in plan}
+
+
+# (what is replaced, by what, what the message says)
+MISTAKES = [
+    ("seeds: [0, 1, 2]", "seedz: [0, 1, 2]", "line 6: there is no 'seedz' here; did you mean 'seeds'? allowed: base"),
+    ("seeds: [0, 1, 2]", "seeds: [0, 1, 1]", "line 6: seeds: one is given twice"),
+    ("seeds: [0, 1, 2]", "seeds: [0, -1]", "line 6: seeds: -1 is not a whole number from 0"),
+    ("seeds: [0, 1, 2]", "seeds: []", "line 6: seeds: the list is empty"),
+    ("seeds: [0, 1, 2]", "seeds: true", "line 6: seeds: True is not a whole number"),
+    ("seeds: [0, 1, 2]\n", "", "'seeds' is missing; a study needs title, kind, data, seeds and cells"),
+    ("seeds: [0, 1, 2]", "seeds: [0]\nseeds: [1]", "line 7: seeds is given twice, first in line 6; keep one"),
+    ("kind: images", "kind: pictures", "kind: 'pictures' is none of images, translation"),
+    ("teachers: shared", "teachers: common", "teachers: 'common' is none of per-seed, shared"),
+    ("teachers: shared", "pairs: [en-de]", "'pairs' is for kind: translation"),
+    ("lr: 0.05", "lr: fast", "lr: 'fast' is not a number from 0"),
+    ("lr: 0.05", "lrr: 0.05", "there is no setting 'lrr'; did you mean 'lr'? allowed: "),
+    ("lr: 0.05", "seed: 3", "'seed' is set by the study itself; drop it"),
+    ("lr: 0.05", "label-smoothing: 0.1", "a study calls 'label-smoothing' 'alpha'; use that"),
+    ("lr: 0.05", "temperature: 2", "'temperature' is a setting of distilled students; give it under 'student'"),
+    ("preset: digits", "preset: digit", "preset: 'digit' is none of "),
+    ("lr-warmup-per-step: true", "lr-warmup-per-step: 3", "lr-warmup-per-step: 3 is neither true nor false"),
+    ("alpha: [0.0, 0.1]}\n    student", "alpha: [0.0, 1.5]}\n    student", "alpha: 1.5 is not a number from 0 to 1"),
+    ("temperature: [1, 4]", "temperature: [1, 0]", "temperature: 0 is not above 0"),
+    ("temperature: [1, 4]", "temperature: [1, .inf]", "temperature: inf is not a number from 0"),
+    ("temperature: [1, 4]", "temperature: [1, 1]", "temperature: a value is given twice"),
+    ("temperature: [1, 4]", "temperature: []", "temperature: the list is empty"),
+    ("temperature: [1, 4]", "kd-weight: 0.5", "no temperature: give student: {temperature: [1, 4]}"),
+    ("student: {temperature", "pupil: {temperature", "there is no 'pupil' here; allowed: student, teacher"),
+    ("  network: resnet18\n", "", "no network of the teacher: give teacher: {network: resnet18}"),
+    ("title: ", "title: [", "not YAML"),
+    ("estimate: {on", "estimate: {onn: 3, on", "there is no 'onn' here; did you mean 'on'?"),
+]
+
+
+@pytest.mark.parametrize(("old", "new", "message"), MISTAKES, ids=[new[:40] for _, new, _ in MISTAKES])
+def test_a_mistake_names_line_key_and_what_is_allowed(old, new, message):
+    assert old in DIGITS
+    with pytest.raises(ConfigError) as told:
+        parse_study(DIGITS.replace(old, new, 1), "x.yaml")
+    assert str(told.value).startswith("x.yaml")
+    assert message in str(told.value)
+    assert "\n" not in str(told.value)
+
+
+@pytest.mark.parametrize("text", ["", "- 1", "just words", "{}", "title: 3", "? [a]\n: 1"])
+def test_what_is_no_study_is_one_line(text):
+    with pytest.raises(ConfigError):
+        parse_study(text)
+
+
+def test_within_a_seed_all_cells_share_it_and_its_teachers(tmp_path):
+    text = DIGITS.replace("teachers: shared", "teachers: per-seed").replace("answers: stored ", "answers: running ")
+    plan = by_name(planned(text, tmp_path))
+    assert len(plan) == 1 + 3 * (2 + 4 + 2)
+    for one in plan.values():
+        if one.role != "data":
+            assert value(one.job, "--seed") == str(one.seed)
+    student = plan["student_distilled_alpha0.1_T4_seed2"]
+    assert (student.alpha, student.temperature, student.network) == (0.1, 4.0, "shufflenet_v2_x0_5")
+    assert student.job.after == ("data", "teacher_alpha0.1_seed2")
+    weights = tmp_path / "runs" / "teacher_alpha0.1_seed2" / "checkpoint.pth"
+    assert value(student.job, "--teacher-weights") == str(weights)
+    assert value(student.job, "--kd-temperature") == "4"
+    assert value(plan["teacher_alpha0.1_seed2"].job, "--label-smoothing") == "0.1"
+    assert value(plan["student_labels_alpha0.1_seed0"].job, "--label-smoothing") == "0.1"
+    assert "--teacher" not in plan["student_labels_alpha0.1_seed0"].job.command
+    roles = [(one.seed, one.role) for one in planned(text, tmp_path) if one.role != "data"]
+    assert [seed for seed, _ in roles] == sorted(seed for seed, _ in roles)  # whole seeds first
+
+
+def test_stored_answers_are_shared_by_all_temperatures_and_show_the_same_views(tmp_path):
+    plan = by_name(planned(DIGITS, tmp_path))
+    first, second = plan["store_alpha0_seed0"].job, plan["store_alpha0.1_seed0"].job
+    assert (value(first, "--views"), value(first, "--seed")) == ("8", "0")  # as many as epochs
+    assert value(second, "--same-views-as") == str(first.folder / "soft_labels")
+    assert first.name in second.after
+    for seed in range(3):
+        for temperature in (1, 4):
+            student = plan[f"student_distilled_alpha0.1_T{temperature}_seed{seed}"].job
+            assert value(student, "--soft-labels") == str(second.folder / "soft_labels")
+            assert second.name in student.after
+            assert "--teacher" not in student.command
+    assert "--lr" not in first.command
+    assert value(first, "--preset") == "digits"
+
+
+def test_any_setting_can_be_an_axis(tmp_path):
+    text = DIGITS.replace("temperature: [1, 4]", "temperature: 1, kd-weight: [0.5, 1], answers: [stored, running]")
+    students = [one for one in planned(text, tmp_path) if one.role == "student" and one.seed == 0]
+    assert len(students) == 2 * 4
+    found = {(one.alpha, one.settings["kd-weight"], one.settings["answers"]) for one in students}
+    assert len(found) == 8
+    taught = {("--soft-labels" in one.job.command, one.settings["answers"]) for one in students}
+    assert taught == {(True, "stored"), (False, "running")}
+    assert len({one.job.folder for one in students}) == 8
+
+
+def test_maxsup_teachers_and_milestones(tmp_path):
+    text = DIGITS.replace("teacher: {alpha: [0.0, 0.1]}", "teacher: {max_suppression: 0.1}")
+    text = text.replace("lr-scheduler: cosineannealinglr", "lr-scheduler: multisteplr\n  lr-milestones: [3, 5]")
+    plan = by_name(planned(text, tmp_path))
+    teacher = plan["teacher_maxsup0.1_seed0"]
+    assert (teacher.alpha, teacher.max_suppression) == (0.0, 0.1)
+    place = teacher.job.command.index("--lr-milestones")
+    assert teacher.job.command[place + 1 : place + 3] == ("3", "5")
+
+
+def test_translation_has_an_expert_for_each_pair_and_a_score_of_each_model(tmp_path):
+    pytest.importorskip("fairseq")
+    text = (CONFIGS / "multi30k.yaml").read_text()
+    plan = by_name(planned(text, tmp_path, data=tmp_path / "text"))
+    student = plan["student_distilled_alpha0.1_T64_seed2"]
+    stores = [tmp_path / "runs" / f"store_en-{lang}_alpha0.1_seed2" / "outputs" for lang in ("de", "fr")]
+    assert value(student.job, "--teacher-outputs") == f"en-de={stores[0]},en-fr={stores[1]}"
+    assert value(student.job, "--kd-temperature") == "64"
+    assert value(student.job, "--seed") == "2"
+    assert value(student.job, "--label-smoothing") == "0.1"
+    assert value(plan["expert_en-fr_alpha0_seed1"].job, "--label-smoothing") == "0"
+    assert value(plan["store_en-de_alpha0_seed1"].job, "--temperatures") == "1,2,64"
+    assert plan["bleu_student_distilled_alpha0.1_T64_seed2"].job.after == ("data", student.job.name)
+    assert value(plan["data"].job, "--input") == str(tmp_path / "text")
+
+
+def test_results_are_the_last_epochs_with_all_that_a_report_needs(tmp_path):
+    plan = planned(DIGITS, tmp_path)
+    student = next(one for one in plan if one.role == "student")
+    assert planning.results(plan, tmp_path) == []
+    student.job.folder.mkdir(parents=True)
+    epochs = [
+        {
+            "epoch": epoch,
+            "lr": 0.1,
+            "train_loss": 2.0,
+            "val_loss": 1.0,
+            "val_acc1": acc1,
+            "val_acc5": 99.0,
+            "seconds": 1,
+        }
+        for epoch, acc1 in enumerate((80.0, 70.0))
+    ]
+    (student.job.folder / "metrics.jsonl").write_text("".join(json.dumps(epoch) + "\n" for epoch in epochs))
+    record = {"command": list(student.job.command), "seconds": 3.0, "cpu_seconds": 2.0, "finished": False}
+    jobs.save_record(student.job, record)
+    assert planning.results(plan, tmp_path) == []
+    jobs.save_record(student.job, record | {"finished": True, "ended": "2026-11-24T10:00:00+00:00", "host": "h"})
+    (line,) = planning.results(plan, tmp_path)
+    assert line["metrics"] == {"acc1": 70.0, "acc5": 99.0}
+    assert [epoch["acc1"] for epoch in line["curve"]] == [80.0, 70.0]
+    assert line["folder"] == f"runs/{student.job.name}"
+    assert (line["role"], line["seed"], line["seconds"], line["host"]) == ("student", 0, 3.0, "h")
+    assert line["outcomes"] is None
+
+
+FAKE = """
+title: Fake
+kind: images
+data: DATA
+seeds: [0]
+settings: {workers: 0}
+teacher: {network: resnet18, epochs: 1}
+student: {network: resnet18, epochs: 1}
+cells:
+  - teacher: {alpha: 0.0}
+    student: {temperature: [1, 2]}
+"""
+WRITES = """
+import json, pathlib, sys
+folder = pathlib.Path(sys.argv[sys.argv.index("--output-dir") + 1])
+if "--kd-temperature" in sys.argv and sys.argv[sys.argv.index("--kd-temperature") + 1] == "FAILS":
+    sys.exit("the reason")
+(folder / "checkpoint.pth").touch()
+epoch = {"epoch": 0, "lr": 1, "train_loss": 1, "val_loss": 1, "val_acc1": 50.0, "val_acc5": 90.0, "seconds": 1}
+(folder / "metrics.jsonl").write_text(json.dumps(epoch) + "\\n")
+"""
+
+
+@pytest.fixture
+def fake(tmp_path, monkeypatch):
+    """A study whose trainings are a script that takes no time; returns how to call study.py on it."""
+    (tmp_path / "vision_reference").mkdir()
+    (tmp_path / "data").mkdir()
+    monkeypatch.setattr(planning, "ROOT", tmp_path)
+    monkeypatch.setattr(jobs, "_POLL_SECONDS", 0.01)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+
+    def call(*words, fails="", config=FAKE):
+        (tmp_path / "vision_reference" / "train.py").write_text(WRITES.replace("FAILS", fails))
+        (tmp_path / "fake.yaml").write_text(config.replace("DATA", str(tmp_path / "data")))
+        words = [str(tmp_path / word) if word in ("fake.yaml", "out") else word for word in words]
+        monkeypatch.setattr(sys, "argv", ["study.py", *words])
+        try:
+            command.run_command("study.py", command.main)
+        except SystemExit as ended:
+            return ended.code
+        return 0
+
+    return call
+
+
+def test_a_failure_is_isolated_told_by_status_and_tried_again(fake, tmp_path, capsys):
+    assert fake("run", "fake.yaml", "--output", "out", "--jobs", "2", fails="2") == 1
+    told = capsys.readouterr()
+    assert told.err.endswith("/train.log\n")
+    assert "student_distilled_alpha0_T2_seed0 failed (exit status 1): the reason; see " in told.err
+    lines = (tmp_path / "out" / "results.jsonl").read_text().splitlines()
+    assert [json.loads(line)["job"] for line in lines] == ["teacher_alpha0_seed0", "student_distilled_alpha0_T1_seed0"]
+    facts = json.loads((tmp_path / "out" / "study.json").read_text())
+    assert [failed["error"] for failed in facts["failed"]] == ["the reason"]
+    assert (facts["planned"], facts["temperatures"]) == (3, [1.0, 2.0])
+    assert fake("status", "out") == 1
+    shown = capsys.readouterr().out
+    assert "2 done, 0 running, 0 begun, 0 waiting, 1 failed" in shown
+    assert "    the reason" in shown
+    assert fake("run", "fake.yaml", "--output", "out") == 0
+    assert "done in" in capsys.readouterr().out
+    assert fake("status", "out") == 0
+    assert json.loads((tmp_path / "out" / "study.json").read_text())["failed"] == []
+    assert len((tmp_path / "out" / "results.jsonl").read_text().splitlines()) == 3
+
+
+def test_a_plan_shows_the_graph_what_is_done_and_what_changes_and_writes_nothing(fake, tmp_path, capsys):
+    assert fake("plan", "fake.yaml", "--output", "out") == 0
+    shown = capsys.readouterr().out
+    assert "teacher    teacher_alpha0  x 1 (1 new)" in shown
+    assert "student_distilled_alpha0_T2  x 1 (1 new)  after teacher_alpha0" in shown
+    assert "not known until one has run: student, teacher" in shown
+    assert not (tmp_path / "out").exists()
+    fake("run", "fake.yaml", "--output", "out")
+    capsys.readouterr()
+    assert fake("plan", "fake.yaml", "--output", "out") == 0
+    assert "nothing is left to do" in capsys.readouterr().out
+    changed = FAKE.replace("teacher: {network: resnet18", "teacher: {network: resnet50")
+    assert fake("plan", "fake.yaml", "--output", "out", config=changed) == 0
+    shown = capsys.readouterr().out
+    assert "made anew: teacher_alpha0_seed0 (then: --model resnet18; now: --model resnet50)" in shown
+    assert "as the finished jobs of this study took" in shown
+
+
+def test_mistakes_of_the_command_line_are_one_line(fake, tmp_path, capsys):
+    def told(*words, **options):
+        assert fake(*words, **options) == 2
+        complaint = capsys.readouterr().err
+        assert complaint.count("\n") == 1
+        return complaint
+
+    assert "cannot read nowhere.yaml: No such file or directory; shipped in" in told(
+        "plan", "nowhere.yaml", "--output", "x"
+    )
+    assert "holds no study (no study.json)" in told("status", "out")
+    missing = FAKE.replace("DATA", "/no/such/place")
+    assert "no folder /no/such/place; give the data with --data DIR" in told(
+        "run", "fake.yaml", "--output", "out", config=missing
+    )
+    assert "--jobs 0 is below 1" in told("run", "fake.yaml", "--output", "out", "--jobs", "0")
+    (tmp_path / "out" / "notes.txt").write_text("mine")
+    (tmp_path / "out" / "study.json").unlink()
+    assert "--fresh: " in told("run", "fake.yaml", "--output", "out", "--fresh")
+    assert (tmp_path / "out" / "notes.txt").read_text() == "mine"
+
+
+def test_fresh_removes_what_a_study_left_and_nothing_else(fake, tmp_path, capsys):
+    fake("run", "fake.yaml", "--output", "out")
+    (tmp_path / "out" / "notes.txt").write_text("mine")
+    first = json.loads((tmp_path / "out" / "runs" / "teacher_alpha0_seed0" / "run.json").read_text())
+    assert fake("run", "fake.yaml", "--output", "out", "--fresh") == 0
+    second = json.loads((tmp_path / "out" / "runs" / "teacher_alpha0_seed0" / "run.json").read_text())
+    assert second["made"] != first["made"]
+    assert (tmp_path / "out" / "notes.txt").read_text() == "mine"
+
+
+def test_a_study_that_is_being_run_is_left_alone(fake, tmp_path, capsys):
+    (tmp_path / "out").mkdir()
+    with command.locked(tmp_path / "out"):
+        assert fake("run", "fake.yaml", "--output", "out") == 2
+    assert "is being run by process" in capsys.readouterr().err
+
+
+def test_a_gpu_serves_one_job(tmp_path, monkeypatch):
+    plan = planned(DIGITS, tmp_path)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
+    assert all("OMP_NUM_THREADS" in slot for slot in command.slots(plan, None))  # device: cpu
+    plan = planned(DIGITS.replace("  device: cpu\n", ""), tmp_path)
+    assert command.slots(plan, None) == [{"CUDA_VISIBLE_DEVICES": "0"}, {"CUDA_VISIBLE_DEVICES": "1"}]
+    with pytest.raises(UserError, match="--jobs 3: this machine has 2 GPUs"):
+        command.slots(plan, 3)
