@@ -367,7 +367,9 @@ def run(
 
         def ended(job: jobs.Job) -> None:
             if by_name[job.name].pairs and "--save-dir" in job.command:
-                _keep_vocabulary(by_name[job.name])
+                from scripts.nmt.lib.recipe import keep_vocabulary_of
+
+                keep_vocabulary_of(Path(job.command[1]), by_name[job.name].pairs, job.folder)
             write_results(plan, output)
 
         keep()
@@ -377,14 +379,6 @@ def run(
         finally:
             keep()
     return plan
-
-
-def _keep_vocabulary(planned: Planned) -> None:
-    """Copy what a translation model needs beside it to translate plain text."""
-    from fairseq_plugins.multilingual.kept_vocabulary import keep_vocabulary
-
-    languages = dict.fromkeys(language for pair in planned.pairs for language in pair.split("-"))
-    keep_vocabulary(Path(planned.job.command[1]), languages, planned.job.folder)
 
 
 def show_status(output: Path) -> bool:

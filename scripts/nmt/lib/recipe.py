@@ -19,7 +19,7 @@ from pathlib import Path
 if not __package__:  # run as a file: the root of the clone takes the place of its own folder
     sys.path[0] = str(Path(__file__).resolve().parents[3])
 
-from fairseq_plugins.multilingual.kept_vocabulary import keep_vocabulary
+from fairseq_plugins.multilingual.kept_vocabulary import dictionary_name, keep_vocabulary
 from scripts.lib import jobs
 from scripts.lib.environment import check_environment
 from scripts.nmt.lib.lang_pair import parse_pairs
@@ -159,6 +159,12 @@ def evaluate_command(data_bin: Path, checkpoint: Path, pairs: Iterable[str], out
     ]
 
 
+def keep_vocabulary_of(data_bin: Path, pairs: Iterable[str], folder: Path) -> None:
+    """Copy what the checkpoints in `folder` need beside them to translate plain text."""
+    languages = dict.fromkeys(language for pair in pairs for language in pair.split("-"))
+    keep_vocabulary(data_bin, {language: data_bin / dictionary_name(language) for language in languages}, folder)
+
+
 # The shell scripts: settings from the environment
 
 
@@ -240,8 +246,7 @@ def main() -> None:
         for name, value in KEEP_MEMORY.items():
             os.environ.setdefault(name, value)
     for folder, spoken in ((out / pair, [pair]) for pair in pairs) if role == "experts" else [(out, pairs)]:
-        languages = dict.fromkeys(language for pair in spoken for language in pair.split("-"))
-        keep_vocabulary(data_bin, languages, folder)  # what the checkpoints need beside them to translate plain text
+        keep_vocabulary_of(data_bin, spoken, folder)
     for command in storing:
         if code := subprocess.run(command).returncode:
             sys.exit(code)
