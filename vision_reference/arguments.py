@@ -43,7 +43,7 @@ _STORE_EPILOG = """examples:
 _NOT_THE_RESULT = {
     "data_path", "output_dir", "resume", "start_epoch", "workers", "cache_dataset", "download", "device", "dist_url",
     "world_size", "print_freq", "keep_checkpoints", "dali_device", "test_only", "teacher_weights", "init_weights",
-    "weights", "soft_labels", "overwrite", "debug", "given",
+    "weights", "soft_labels", "look_ahead", "overwrite", "debug", "given",
 }  # fmt: skip
 
 
@@ -437,6 +437,13 @@ def _add_teacher(group) -> None:
 
 
 def _add_distillation(group) -> None:
+    group.add_argument(
+        "--look-ahead",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="GPU: the teacher answers the next batch while the student learns from this one; without it, its memory "
+        "is one batch smaller (default: on)",
+    )
     group.add_argument(
         "--soft-labels",
         type=_text,

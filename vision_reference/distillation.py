@@ -18,6 +18,7 @@ from vision_reference.kd_losses import KdLoss, kl, loss_type
 from vision_reference.networks.by_name import build_filled, match_classes, read_state
 from vision_reference.networks.description import Description
 from vision_reference.networks.folding import fold_batch_norms
+from vision_reference.networks.full_batches import FullBatches
 
 
 def label_loss(logits: Tensor, targets: Tensor, label_smoothing: float, max_suppression: float = 0.0) -> Tensor:
@@ -163,7 +164,7 @@ class Teacher:
         with autocast():
             if torch.is_autocast_enabled(device.type):
                 _keep_weights_in(torch.get_autocast_dtype(device.type), self.model)
-        self._forward = torch.compile(self.model) if compile else self.model
+        self._forward = FullBatches(torch.compile(self.model)) if compile else self.model
         self._autocast = autocast
 
     def __call__(self, images: Tensor) -> Tensor:

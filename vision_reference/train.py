@@ -53,6 +53,7 @@ from vision_reference.machine import (
 from vision_reference.metrics import MetricsFile, Outcomes, ProgressLine, TrainingAverages, correct_in_top
 from vision_reference.networks import by_name, checkpoints, heads
 from vision_reference.networks.description import describe_run, from_checkpoint
+from vision_reference.networks.full_batches import FullBatches
 from vision_reference.run_folder import begin_epochs, goes_back, open_run_folder
 
 GO_ON = "the same command with --resume auto goes on after the last finished epoch"
@@ -149,10 +150,11 @@ def evaluate(
     """
     model.eval()
     share_buffers(model)
+    forward = FullBatches(model) if hasattr(model, "_orig_mod") else model  # a compiled one
     sums = torch.zeros(4, dtype=torch.float64, device=machine.device)
     for images, labels, _ in loader.epoch(0):
         with machine.autocast():
-            logits = model(images)
+            logits = forward(images)
         if outcomes is not None:
             outcomes.add(logits, labels)
         loss = label_loss(logits, labels, label_smoothing, max_suppression) * len(labels)
@@ -262,7 +264,7 @@ def add_teacher(loader: Loader, args: argparse.Namespace, classes: list[str], ma
         compile=args.compile,
         renormalize=trained.renormalize,
     )
-    return TeacherLoader(loader, teacher)
+    return TeacherLoader(loader, teacher, look_ahead=args.look_ahead)
 
 
 def resume(learner: Learner, checkpoint: dict, source: str, args: argparse.Namespace, rank: Rank) -> None:

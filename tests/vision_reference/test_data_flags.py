@@ -6,7 +6,9 @@ from PIL import Image
 
 from vision_reference import train
 from vision_reference.arguments import parse_args
+from vision_reference.data import list_samples
 from vision_reference.errors import UserError
+from vision_reference.machine import Rank
 
 
 @pytest.fixture
@@ -70,3 +72,20 @@ def test_flags_that_would_do_nothing_are_refused():
         parse_args(["--dali-device", "cpu"])
     with pytest.raises(UserError, match="--download fetches CUB-200-2011 only"):
         parse_args(["--download"])
+
+
+@pytest.mark.parametrize("part", ["train", "val"])
+def test_a_class_that_loses_all_its_images_is_refused(blank_images, tmp_path, monkeypatch, part):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    root = blank_images(tmp_path / "data", {"train/cat": 3, "train/dog": 3, "val/cat": 1, "val/dog": 1})
+    for file in (root / part / "dog").iterdir():
+        file.write_bytes(file.read_bytes()[:60])
+    name = {"train": "training", "val": "validation"}[part]
+    with pytest.raises(UserError, match=f"none of the {name} images of dog can be read"):
+        list_samples(parse_args(["--data-path", str(root), "--output-dir", str(tmp_path), "--skip-unreadable"]), Rank())
+
+
+def test_data_that_is_a_file_is_refused(tmp_path):
+    (tmp_path / "data").write_text("")
+    with pytest.raises(UserError, match="--data-path .*data is a file; it must be a folder with train/ and val/"):
+        list_samples(parse_args(["--data-path", str(tmp_path / "data")]), Rank())

@@ -199,7 +199,7 @@ def _check_kind(image: Image.Image) -> None:
     if isinstance(image, TiffImageFile):
         bits, compression, colours = (image.tag_v2.get(tag) for tag in (258, 259, 262))
         if not set(bits or (1,)) <= {1, 2, 4, 8, 16}:
-            raise ValueError(f"TIFF of {max(bits)} bits; convert it to 8 bits RGB or grayscale")
+            raise ValueError(f"TIFF of {max(bits or (1,))} bits; convert it to 8 bits RGB or grayscale")
         if colours == _YCBCR and compression not in _JPEG_IN_TIFF:
             raise ValueError("TIFF of mode YCbCr; convert it to 8 bits RGB or grayscale")
 

@@ -1,6 +1,8 @@
 """Sizes of image files from their headers, files that are cut short, and leaving broken files out."""
 
 import io
+import os
+import shutil
 
 import numpy as np
 import pytest
@@ -9,6 +11,7 @@ from PIL import Image
 from vision_reference.errors import UserError
 from vision_reference.images import unreadable_files as readable
 from vision_reference.images.decoding import read_encoded
+from vision_reference.machine import Rank
 
 
 @pytest.fixture(autouse=True)
@@ -113,3 +116,24 @@ def test_unreadable_files_are_left_out_counted_and_listed_and_repaired_ones_come
     kept = readable.readable_samples(samples, threads=2)
     assert list(kept) == [samples[number] for number in (0, 1, 2, 3, 5)]
     assert sorted(looked) == [samples[2][0], samples[4][0]]  # the good ones are known to be good
+
+
+def test_processes_share_the_decoding_and_agree(tmp_path, monkeypatch):
+    samples = []
+    for number in range(7):
+        picture().save(tmp_path / f"{number}.jpg")
+        samples.append((str(tmp_path / f"{number}.jpg"), 0))
+    for number in (1, 2, 6):
+        (tmp_path / f"{number}.jpg").write_bytes(b"")
+    found, looked = {}, []
+    check = readable.is_readable
+    monkeypatch.setattr(readable, "is_readable", lambda path: looked.append(path) or check(path))
+    for rank in range(2):  # one after the other: what each finds in its own share
+        monkeypatch.setattr(readable, "gather_objects", lambda own, rank=rank: [found.setdefault(rank, own)])
+        readable.readable_samples(samples, threads=1, rank=Rank(rank, 2))
+        shutil.rmtree(os.environ["XDG_CACHE_HOME"], ignore_errors=True)
+    assert sorted(looked) == [path for path, _ in samples]  # each file by one of them
+    monkeypatch.setattr(readable, "gather_objects", lambda own: list(found.values()))
+    for rank in range(2):
+        kept = readable.readable_samples(samples, threads=1, rank=Rank(rank, 2))
+        assert list(kept) == [samples[number] for number in (0, 3, 4, 5)]

@@ -3,14 +3,16 @@
 import os
 import time
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torchvision.datasets import ImageFolder
 from torchvision.transforms.functional import pil_to_tensor, to_pil_image
 
 from vision_reference.errors import UserError
 from vision_reference.images.decoding import read_image, read_pixels
-from vision_reference.images.folders import check_same_classes, image_folder
+from vision_reference.images.folders import Samples, check_same_classes, image_folder
 from vision_reference.images.samplers import seeded
 from vision_reference.images.torch_loader import ImageDataset
 
@@ -132,3 +134,89 @@ def test_a_cached_listing_is_used_until_a_class_folder_changes(folder, tmp_path,
     time.sleep(0.01)
     Image.new("RGB", (8, 8)).save(folder / "dog" / "new.png")
     assert len(image_folder(folder, cache=True)[0]) == 7
+
+
+def names_of(folder):
+    samples, classes = image_folder(folder)
+    return [(os.path.relpath(path, folder), classes[label]) for path, label in samples]
+
+
+@pytest.mark.parametrize("target", ["..", ".", "../..", "../dog"])
+def test_links_back_are_not_followed(folder, target):
+    before = names_of(folder)
+    (folder / "cat" / "loop").symlink_to(target)
+    assert names_of(folder) == before
+
+
+def test_links_out_of_the_folder_are_followed_once(folder, tmp_path):
+    more = tmp_path / "more"
+    (more / "deep").mkdir(parents=True)
+    Image.new("RGB", (8, 8)).save(more / "deep" / "x.png")
+    (more / "again").symlink_to(".")
+    (folder / "cat" / "more").symlink_to(more)
+    (folder / "cat" / "same").symlink_to(more)
+    assert len(names_of(folder)) == 7
+    assert sum("x.png" in name for name, _ in names_of(folder)) == 1
+    (folder / "dog" / "more").symlink_to(more)
+    with pytest.raises(UserError, match="dog/more is a folder that class cat holds too"):
+        image_folder(folder)
+
+
+def test_class_folders_may_be_links_to_elsewhere_but_not_to_each_other(folder, tmp_path):
+    (folder / "dog").rename(tmp_path / "dogs")
+    (folder / "dog").symlink_to(tmp_path / "dogs")
+    assert [name for name, label in names_of(folder) if label == "dog"] == [f"dog/{number}.png" for number in range(3)]
+    (folder / "hound").symlink_to(tmp_path / "dogs")
+    with pytest.raises(UserError, match="hound is a folder that class dog holds too"):
+        image_folder(folder)
+    (folder / "hound").unlink()
+    (folder / "tomcat").symlink_to("cat")
+    with pytest.raises(UserError, match="tomcat is a link back to .*/cat, not a class of its own"):
+        image_folder(folder)
+
+
+def test_order_is_that_of_torchvisions_image_folder(tmp_path):
+    for name in ("b/z.PNG", "b/a/x.jpeg", "b/a.png", "b/ab/y.bmp", "a/9.webp", "a/10.tiff", "a/notes.txt", "a/B.pgm"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    (tmp_path / "a" / "gone.png").symlink_to("nothing")
+    (tmp_path / "a" / "folder.png").mkdir()
+    assert list(image_folder(tmp_path)[0]) == ImageFolder(str(tmp_path)).samples
+
+
+def test_what_is_no_folder_or_cannot_be_read_is_told(folder, tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="file is a file; --data-path needs train/ and val/"):
+        image_folder(tmp_path / "file")
+
+    def denied(path):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(os, "scandir", denied)
+    with pytest.raises(UserError, match=f"cannot read {folder} .Permission denied."):
+        image_folder(folder)
+
+
+def test_a_cached_listing_that_is_damaged_is_made_anew(folder, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    first = image_folder(folder, cache=True)
+    for file in (tmp_path / "cache").rglob("*.json"):
+        file.write_text('[["cat/0.png"')
+    assert image_folder(folder, cache=True) == first
+
+
+def test_samples_are_pairs_in_arrays():
+    pairs = [("/a/ü\udcff.png", 3), ("", 0), ("/b", 70_000)]
+    samples = Samples(pairs)
+    assert list(samples) == pairs
+    assert samples == pairs
+    assert samples == Samples(pairs)
+    assert samples != pairs[:2]
+    assert [samples[0], samples[-1], samples[1]] == [pairs[0], pairs[2], pairs[1]]
+    assert list(samples[1:]) == pairs[1:]
+    assert list(Samples([])) == []
+    with pytest.raises(IndexError):
+        samples[3]
+    many = Samples(("/data/train/n01440764/n01440764_10026.JPEG", number) for number in range(10_000))
+    assert all(isinstance(value, np.ndarray) for value in vars(many).values())  # nothing that is counted by reference
+    assert sum(value.nbytes for value in vars(many).values()) < 60 * len(many)
