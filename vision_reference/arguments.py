@@ -637,7 +637,11 @@ def _add_machine(group) -> None:
         help="memory layout of images and convolutions (default: on where it is faster: on CPUs, on GPUs with --amp)",
     )
     group.add_argument("--compile", action="store_true", help="compile teacher and student with torch.compile")
-    group.add_argument("--use-deterministic-algorithms", action="store_true", help="same weights from the same command")
+    group.add_argument(
+        "--use-deterministic-algorithms",
+        action="store_true",
+        help="same weights from the same command, resumed or not; only GPUs need it",
+    )
     group.add_argument("--world-size", type=_count, default=1, help="ignored: torchrun tells it")
     group.add_argument(
         "--dist-url", default="env://", help="where processes meet (default: env://, as torchrun sets it)"

@@ -10,8 +10,8 @@
     # are 100 of them what the teacher says?
     python vision_reference/store_soft_labels.py ... --check 100
 
-A view is all that ``train.py`` would do to an image in one epoch; its seed fixes it to the bit. A run that was killed
-goes on where it was, on any number of processes, and ends with the same bytes.
+A view is all that ``train.py`` would do to an image in one epoch; its seed fixes it to the bit (decoded on the CPU). A
+run that was killed goes on where it was, on any number of processes, and ends with the same bytes.
 """
 
 import argparse
