@@ -5,10 +5,13 @@
         --valid val --test test_2016_flickr
     python scripts/nmt/prepare.py iwslt data/iwslt14/de-en.tgz data/iwslt14/ru-en.tgz --output data/iwslt
 
-The output folder appears when it is whole; a second run finds it and does nothing. What it holds: see data_bin.py.
+The output folder appears when it is whole; a second run finds it and does nothing. What it holds: see data_bin.py. On
+the way it says whether the corpus carries a vocabulary of that size, or which size it would. `--max-length 175
+--max-ratio 1.5` clean the training text as Moses does (Tan et al.).
 """
 
 import argparse
+import math
 import sys
 from itertools import chain
 from pathlib import Path
@@ -44,12 +47,14 @@ def get_args_parser() -> argparse.ArgumentParser:
     parallel.add_argument("--pairs", required=True, help="such as en-de,en-fr")
     for split in parallel_text.SPLITS:
         parallel.add_argument(f"--{split}", default=split, metavar="PREFIX", help="default: %(default)s")
+    _add_cleaning(parallel)
     _add_common(parallel, vocab_size=30_000, model_type="bpe")
 
     iwslt = commands.add_parser("iwslt", help="original IWSLT 2014 archives, read without unpacking them")
     iwslt.set_defaults(prepare=prepare_iwslt)
     iwslt.add_argument("archives", type=Path, nargs="+", metavar="<lang>-en.tgz")
     iwslt.add_argument("--pairs", help="such as en-de,ru-en (default: English into each archive's language)")
+    _add_cleaning(iwslt)
     _add_common(iwslt, vocab_size=30_000, model_type="bpe")
     return parser
 
@@ -73,6 +78,36 @@ def _add_common(parser: argparse.ArgumentParser, *, vocab_size: int, model_type:
     )
 
 
+def _add_cleaning(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--max-length",
+        type=int,
+        metavar="WORDS",
+        help="leave out training pairs with a longer side, such as 175 (Tan et al.; default: none)",
+    )
+    parser.add_argument(
+        "--max-ratio",
+        type=float,
+        metavar="RATIO",
+        help="leave out training pairs with a side that many times as long as the other, in words, such as 1.5 "
+        "(default: none)",
+    )
+
+
+def cleaning(args: argparse.Namespace) -> parallel_text.Limits:
+    """What was asked for. Raises UserError out of range."""
+    if args.max_length is not None and args.max_length < 1:
+        raise UserError(f"--max-length {args.max_length} leaves no sentence; give at least 1 word, such as 175")
+    if args.max_ratio is not None and not 1 <= args.max_ratio < math.inf:
+        raise UserError(f"--max-ratio {args.max_ratio} must be a number of at least 1, such as 1.5")
+    return parallel_text.Limits(args.max_length or math.inf, args.max_ratio or math.inf)
+
+
+def as_details(limits: parallel_text.Limits) -> dict[str, float]:
+    """What the manifest records: nothing where nothing was asked for."""
+    return {name: value for name, value in limits._asdict().items() if value < math.inf}
+
+
 def prepare_builtin(args: argparse.Namespace, vocab: data_bin.VocabSettings) -> None:
     details = {"phrases": cldr_phrases.PHRASES, "seed": cldr_phrases.SEED, "babel": babel.__version__}
     recipe = data_bin.Recipe("builtin", cldr_phrases.PAIRS, vocab, details, inputs={})
@@ -93,14 +128,15 @@ def prepare_parallel(args: argparse.Namespace, vocab: data_bin.VocabSettings) ->
     }
     read = {path for splits in files.values() for both in splits.values() for path in both}
     inputs = {path.name: data_bin.sha256(path) for path in sorted(read)}
-    recipe = data_bin.Recipe("parallel", pairs, vocab, prefixes, inputs)
+    limits = cleaning(args)
+    recipe = data_bin.Recipe("parallel", pairs, vocab, prefixes | as_details(limits), inputs)
     if already_there(args.output, recipe):
         return
     rows = {
         pair: chain.from_iterable(parallel_text.read_split(split, both) for split, both in splits.items())
         for pair, splits in files.items()
     }
-    data_bin.build(recipe, rows, args.output)
+    data_bin.build(recipe, rows, args.output, limits)
 
 
 def prepare_iwslt(args: argparse.Namespace, vocab: data_bin.VocabSettings) -> None:
@@ -118,7 +154,9 @@ def prepare_iwslt(args: argparse.Namespace, vocab: data_bin.VocabSettings) -> No
             )
         of_pair[pair] = archives[other]
     inputs = {archive.path.name: data_bin.sha256(archive.path) for archive in archives.values()}
+    limits = cleaning(args)
     details = {"test_sets": {archive.path.name: archive.test_sets() for archive in archives.values()}}
+    details |= as_details(limits)
     recipe = data_bin.Recipe("iwslt", pairs, vocab, details, inputs)
     if already_there(args.output, recipe):
         return
@@ -126,7 +164,8 @@ def prepare_iwslt(args: argparse.Namespace, vocab: data_bin.VocabSettings) -> No
         lacking = [name for name in iwslt_archive.TEST_SETS if name not in archive.test_sets()]
         if lacking:
             print(f"{archive.path}: holds no {', '.join(lacking)}; the test set is made of the others")
-    data_bin.build(recipe, {pair: archive.rows(pair) for pair, archive in of_pair.items()}, args.output)
+    rows = {pair: archive.rows(pair) for pair, archive in of_pair.items()}
+    data_bin.build(recipe, rows, args.output, limits)
 
 
 def already_there(output: Path, recipe: data_bin.Recipe) -> bool:

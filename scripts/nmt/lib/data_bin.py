@@ -26,7 +26,7 @@ from pathlib import Path
 import sentencepiece
 
 from scripts.nmt.lib.lang_pair import LangPair
-from scripts.nmt.lib.parallel_text import SPLITS, Row
+from scripts.nmt.lib.parallel_text import NO_LIMITS, SPLITS, Limits, Row
 from scripts.nmt.lib.user_error import UserError
 
 # Sentences the vocabulary is learned from, drawn at random where there are more.
@@ -79,6 +79,8 @@ def is_prepared(output: Path, recipe: Recipe) -> bool:
     manifest = output / "manifest.json"
     try:
         held = json.loads(manifest.read_text(encoding="utf-8"))
+        if not isinstance(held, dict):
+            raise ValueError("not an object")
     except (OSError, ValueError):
         raise UserError(
             f"{output} exists and holds no readable manifest.json; choose a new folder for --output or remove this one"
@@ -124,12 +126,16 @@ def partial_folder(output: Path, *, keep: bool = False) -> Iterator[Path]:
         os.close(handle)
 
 
-def write_text(rows: Iterable[Row], pair: LangPair, folder: Path) -> dict[str, dict[str, int]]:
+def write_text(
+    rows: Iterable[Row], pair: LangPair, folder: Path, limits: Limits = NO_LIMITS
+) -> dict[str, dict[str, int]]:
     """Write one pair's splits to `folder`; returns {split: {"pairs": kept, "skipped_empty": left out}}.
 
-    Raises UserError if a split ends up empty.
+    With `limits`, the training split also has "skipped_length". Raises UserError if a split ends up empty.
     """
     counts = {split: {"pairs": 0, "skipped_empty": 0} for split in SPLITS}
+    if limits != NO_LIMITS:
+        counts["train"]["skipped_length"] = 0
     with contextlib.ExitStack() as stack:
         files = {
             (split, side): stack.enter_context(
@@ -142,12 +148,16 @@ def write_text(rows: Iterable[Row], pair: LangPair, folder: Path) -> dict[str, d
             if not (source and target):
                 counts[split]["skipped_empty"] += 1
                 continue
+            if split == "train" and not limits.allow(source, target):
+                counts[split]["skipped_length"] += 1
+                continue
             counts[split]["pairs"] += 1
             files[split, 0].write(source + "\n")
             files[split, 1].write(target + "\n")
     for split in SPLITS:
         if not counts[split]["pairs"]:
-            raise UserError(f"pair {pair}: the {split} set holds no sentence pair; it needs at least one")
+            limited = " within the limits" if counts[split].get("skipped_length") else ""
+            raise UserError(f"pair {pair}: the {split} set holds no sentence pair{limited}; it needs at least one")
     return counts
 
 
@@ -192,6 +202,38 @@ def write_dictionary(model: sentencepiece.SentencePieceProcessor, counts: Counte
                 out.write(f"{piece} {counts[piece]}\n")
 
 
+# A piece is learned where the training text has it this often, and a vocabulary should have few others: 100 times, 95 %
+# of the pieces. Gowda and May (2020), "Finding the Optimal Vocabulary Size for Neural Machine Translation", section 5.
+_OFTEN_ENOUGH, _SHARE = 100, 0.95
+_LARGEST_ADVICE = 32_000
+
+
+def vocabulary_advice(counts: list[int]) -> str:
+    """One line on whether the corpus carries its vocabulary, and which size it would.
+
+    Args:
+        counts: how often each piece is in the training text.
+
+    The size is an estimate: rarer pieces follow the law of Zipf, and what is not a piece is made of more frequent ones.
+    """
+    size = len(counts)
+    often = sum(count >= _OFTEN_ENOUGH for count in counts)
+    rare = sorted(counts)[min(size - 1, int(size * (1 - _SHARE)))]  # 95 % are at least as frequent
+    fitting = size * rare / _OFTEN_ENOUGH if rare >= _OFTEN_ENOUGH else often / _SHARE
+    fitting = max(round(min(fitting, _LARGEST_ADVICE), -2), 100)
+    found = f"vocabulary: {often / size:.0%} of {size:,} pieces are in the training text at least {_OFTEN_ENOUGH} times"
+    if 0.5 <= fitting / size <= 2:
+        return f"{found}; the size fits this corpus"
+    return f"{found}; about {fitting:,.0f} would fit this corpus better: --vocab-size {fitting:.0f}"
+
+
+def _counts_of_all(model: sentencepiece.SentencePieceProcessor, counts: Counter) -> list[int]:
+    pieces = (
+        index for index in range(model.get_piece_size()) if not (model.is_unknown(index) or model.is_control(index))
+    )
+    return [counts[model.id_to_piece(index)] for index in pieces]
+
+
 def binarize(pair: LangPair, splits: Sequence[str], pieces: Path, dictionary: Path, folder: Path) -> None:
     """Run `fairseq-preprocess` for one pair's splits into `folder`.
 
@@ -207,7 +249,7 @@ def binarize(pair: LangPair, splits: Sequence[str], pieces: Path, dictionary: Pa
         raise UserError(f"fairseq-preprocess failed for {pair}: {last}")
 
 
-def build(recipe: Recipe, rows_of: dict[LangPair, Iterable[Row]], output: Path) -> None:
+def build(recipe: Recipe, rows_of: dict[LangPair, Iterable[Row]], output: Path, limits: Limits = NO_LIMITS) -> None:
     """Make `output` (see the module's text) from the rows of every pair, and say what was kept and left out."""
     with partial_folder(output) as folder:
         text, pieces, data_bin = (folder / name for name in ("text", "pieces", "data-bin"))
@@ -215,7 +257,7 @@ def build(recipe: Recipe, rows_of: dict[LangPair, Iterable[Row]], output: Path) 
             path.mkdir()
         counts = {}
         for pair, rows in rows_of.items():
-            counts[str(pair)] = write_text(rows, pair, text)
+            counts[str(pair)] = write_text(rows, pair, text, limits)
             print(f"{pair}: " + ", ".join(_describe(split, n) for split, n in counts[str(pair)].items()), flush=True)
 
         print(f"learning {recipe.vocab.vocab_size:,} {recipe.vocab.model_type} pieces", flush=True)
@@ -227,6 +269,7 @@ def build(recipe: Recipe, rows_of: dict[LangPair, Iterable[Row]], output: Path) 
             encode_file(model, path, pieces / path.name, seen)
         dictionary = pieces / "dict.txt"
         write_dictionary(model, piece_counts, dictionary)
+        print(vocabulary_advice(_counts_of_all(model, piece_counts)), flush=True)
 
         print("running fairseq-preprocess", flush=True)
         binarize_all(recipe.pairs, SPLITS, pieces, dictionary, data_bin)
@@ -257,8 +300,9 @@ def binarize_all(
 
 
 def _describe(split: str, count: dict[str, int]) -> str:
-    skipped = f" ({count['skipped_empty']:,} left out: one side empty)" if count["skipped_empty"] else ""
-    return f"{split} {count['pairs']:,} pairs{skipped}"
+    reasons = {"skipped_empty": "one side empty", "skipped_length": "too long or too unequal"}
+    skipped = "; ".join(f"{count[key]:,} left out: {reason}" for key, reason in reasons.items() if count.get(key))
+    return f"{split} {count['pairs']:,} pairs" + (f" ({skipped})" if skipped else "")
 
 
 def _hashes(folder: Path) -> dict[str, str]:

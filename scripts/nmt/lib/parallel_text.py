@@ -5,11 +5,12 @@ white space at the ends or doubled inside. A row with an empty side is a pair th
 """
 
 import gzip
+import math
 import zlib
 from collections.abc import Iterator
 from itertools import zip_longest
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple
 
 from scripts.nmt.lib.lang_pair import LangPair
 from scripts.nmt.lib.user_error import UserError
@@ -20,6 +21,26 @@ SPLITS = ("train", "valid", "test")
 # Far above any sentence: a longer line means a binary or damaged file, and must not fill the memory.
 MAX_LINE_BYTES = 1 << 20
 _BYTE_ORDER_MARK = "\ufeff"
+
+
+class Limits(NamedTuple):
+    """Which training pairs are left out, as Moses' `clean-corpus-n` does: words are what white space separates.
+
+    Attributes:
+        max_length: most words of a side.
+        max_ratio: most times that a side is as long as the other.
+    """
+
+    max_length: float = math.inf
+    max_ratio: float = math.inf
+
+    def allow(self, source: str, target: str) -> bool:
+        """A pair of exactly the limits stays."""
+        short, long = sorted((len(source.split()), len(target.split())))
+        return long <= self.max_length and long <= self.max_ratio * short
+
+
+NO_LIMITS = Limits()
 
 
 def clean(text: str) -> str:

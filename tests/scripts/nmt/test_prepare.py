@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -11,7 +12,8 @@ import time
 import pytest
 import sentencepiece
 
-from scripts.nmt.lib import data_bin
+from scripts.nmt.lib import data_bin, parallel_text
+from scripts.nmt.lib.lang_pair import LangPair
 from scripts.nmt.lib.user_error import UserError
 
 
@@ -158,3 +160,30 @@ def test_mistakes_are_told_in_one_line(tmp_path, text, refused):
 def test_an_output_that_cannot_be_made_is_one_line(tmp_path, text, refused):
     (tmp_path / "file").touch()
     assert "cannot be made (Not a directory)" in refused("prepare.py", *arguments(text, tmp_path / "file" / "out"))
+
+
+def test_pairs_that_are_too_long_or_too_unequal_are_left_out_of_training_alone(tmp_path):
+    rows = [(split, "a b c d", "x y z") for split in ("train", "valid", "test")]
+    rows += [("train", "a b c", "x y"), ("train", "a b c d e", "x y z"), ("train", "a " * 6, "x " * 6)]
+    rows += [("train", "x y", "a b c"), ("valid", "a b c d e f g", "x"), ("train", "", "x")]
+    limits = parallel_text.Limits(max_length=5, max_ratio=1.5)
+    counts = data_bin.write_text(rows, LangPair("en", "de"), tmp_path, limits)
+    # 4:3 and 3:2 stay, 5:3 is above the ratio, six words are above the length
+    assert (tmp_path / "train.en-de.en").read_text() == "a b c d\na b c\nx y\n"
+    assert counts["train"] == {"pairs": 3, "skipped_empty": 1, "skipped_length": 2}
+    assert counts["valid"] == {"pairs": 2, "skipped_empty": 0}
+
+
+@pytest.mark.parametrize(
+    ("counts", "line"),
+    [
+        # as in a corpus of two million pieces by the law of Zipf: the 14,000th piece is there about 100 times
+        ([1_400_000 // rank for rank in range(1, 30_001)], "47% of 30,000 pieces .*about 14,700 would fit"),
+        ([1_400_000 // rank for rank in range(1, 14_001)], "100% of 14,000 pieces .*; the size fits this corpus"),
+        ([1_400_000 // rank for rank in range(1, 2_001)], "100% of 2,000 pieces .*: --vocab-size 14700"),
+        ([10**9] * 2_000, "about 32,000 would fit this corpus better"),
+        ([1] * 500, "0% of 500 pieces .*about 100 would fit"),
+    ],
+)
+def test_advice_on_the_size_of_the_vocabulary(counts, line):
+    assert re.search(line, data_bin.vocabulary_advice(counts)), data_bin.vocabulary_advice(counts)
