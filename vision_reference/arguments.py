@@ -158,7 +158,12 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         raise UserError("--teacher needs --teacher-weights: an untrained teacher has nothing to teach")
     if not args.teacher:
         given = args.soft_labels is not None
-        for flag, default in (("teacher_weights", None), ("kd_temperature", 1.0), ("kd_weight", 1.0)):
+        for flag, default in (
+            ("teacher_weights", None),
+            ("kd_temperature", 1.0),
+            ("kd_weight", 1.0),
+            ("kd_loss", "kl"),
+        ):
             if getattr(args, flag) != default and not (given and flag != "teacher_weights"):
                 name = "--" + flag.replace("_", "-")
                 raise UserError(f"{name} was given without --teacher; name the teacher's network or drop {name}")
@@ -465,6 +470,14 @@ def _add_distillation(group) -> None:
         help="temperature of teacher and student (default: 1)",
     )
     group.add_argument(
+        "--kd-loss",
+        type=_text,
+        default="kl",
+        metavar="NAME[:a=1,b=2]",
+        help="what the student is to match: kl, dkd (alpha, beta), dist (beta, gamma), standardized, ttm, or a "
+        "function of your own as package.module:function; hyper-parameters after a colon (default: kl)",
+    )
+    group.add_argument(
         "--kd-weight",
         type=_share,
         default=1.0,
@@ -567,7 +580,16 @@ def _add_optimization(group) -> None:
         "--lr", type=_non_negative, default=0.1, help="learning rate, not scaled with the batch (default: 0.1)"
     )
     group.add_argument(
-        "--scale-lr", action="store_true", help="multiply --lr by (batch x processes) / 256 (linear scaling)"
+        "--scale-lr",
+        action="store_true",
+        help="multiply --lr by (batch x processes x accumulated batches) / 256 (linear scaling)",
+    )
+    group.add_argument(
+        "--accumulate",
+        type=_count,
+        default=1,
+        metavar="N",
+        help="batches whose gradients are added up to one step, as if they were one large batch (default: 1)",
     )
     group.add_argument("--momentum", type=_non_negative, default=0.9, help="(default: 0.9)")
     group.add_argument(

@@ -14,7 +14,6 @@ and whose values are not: a loss that needs nothing but that softmax says so, by
 """
 
 import ast
-import importlib
 import inspect
 from collections.abc import Callable
 from functools import partial
@@ -24,6 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vision_reference.errors import UserError
+from vision_reference.user_functions import import_function
 
 KdLoss = Callable[[Tensor, Tensor, Tensor, float], Tensor]
 
@@ -191,27 +191,6 @@ def _split(text: str) -> tuple[Callable[..., Tensor], dict[str, object]]:
         if not equals:
             raise UserError(f"--kd-loss {text}: '{item}' is no name=number, as in alpha=1")
     return function, given
-
-
-def import_function(name: str, flag: str) -> Callable:
-    """What ``package.module:function`` names. For names from the command line alone, never for one read from a file.
-
-    Args:
-        flag: names the option in errors.
-
-    Raises:
-        UserError: there is no such module or function.
-    """
-    module, _, attribute = name.partition(":")
-    try:
-        function = getattr(importlib.import_module(module), attribute, None)
-    except ImportError as error:
-        raise UserError(
-            f"{flag} {name}: cannot import {module} ({error}); set PYTHONPATH to the folder that holds it"
-        ) from None
-    if not callable(function):
-        raise UserError(f"{flag} {name}: {module} has no function '{attribute}'")
-    return function
 
 
 def _class_numbers(targets: Tensor, name: str) -> Tensor:

@@ -103,7 +103,7 @@ def build_learner(
         bias_weight_decay=args.bias_weight_decay,
         transformer_embedding_decay=args.transformer_embedding_decay,
     )
-    lr = args.lr * (args.batch_size * rank.world_size / 256 if args.scale_lr else 1)
+    lr = args.lr * (args.batch_size * rank.world_size * args.accumulate / 256 if args.scale_lr else 1)
     optimizer = build_optimizer(args.opt, groups, lr, args.momentum, args.weight_decay)
     scaler = torch.amp.GradScaler(device.type, enabled=args.amp and amp_dtype == torch.float16)
     ema = build_ema(model, args, rank.world_size) if args.model_ema else None

@@ -250,7 +250,7 @@ def build_ema(model: nn.Module, args: argparse.Namespace, world_size: int) -> Av
     """
     decay = adjusted_decay(
         args.model_ema_decay,
-        batch_size=args.batch_size,
+        batch_size=args.batch_size * args.accumulate,
         world_size=world_size,
         steps=args.model_ema_steps,
         epochs=args.epochs,

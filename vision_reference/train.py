@@ -18,6 +18,7 @@ import random
 import secrets
 import sys
 import time
+from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -33,14 +34,16 @@ if __name__ == "__main__":  # before torch is imported, which takes seconds: --h
 import numpy as np
 import torch
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
 from vision_reference.data import Loader, build_loaders
 from vision_reference.distillation import Teacher, distillation_loss, label_loss, read_teacher
 from vision_reference.files import atomic_copy, atomic_file
 from vision_reference.images.presets import PRESETS
 from vision_reference.images.samplers import combine_seeds
+from vision_reference.kd_losses import KdLoss, parse_kd_loss
 from vision_reference.learner import Learner, build_learner
-from vision_reference.loaders import TeacherLoader
+from vision_reference.loaders import SoftLabelLoader, TeacherLoader
 from vision_reference.machine import (
     Machine,
     Rank,
@@ -76,32 +79,42 @@ def train_one_epoch(
     progress = ProgressLine(epoch, args.epochs, len(loader), args.print_freq)
     shown, images_seen, taught = averages.sums.clone(), 0, bool(args.teacher or args.soft_labels)
     misled = torch.zeros((), device=machine.device)  # steps in which the teacher's logits were not finite
+    kd_loss = parse_kd_loss(args.kd_loss)
+    update_sizes = images_per_update(loader.step_sizes, args.accumulate)
     for step, (images, targets, _, *answers) in enumerate(loader.epoch(epoch)):
-        learner.schedule.step_to(epoch, step, len(loader))
-        with machine.autocast():
-            logits = student(images)
-            losses = distillation_loss(
-                logits,
-                targets,
-                answers[0] if answers else None,
-                temperature=args.kd_temperature,
-                kd_weight=args.kd_weight,
-                label_smoothing=args.label_smoothing,
-                max_suppression=args.max_suppression,
-            )
-        # DDP averages over processes; where their shares of the step differ in size, each counts by its images.
-        share = len(images) * machine.rank.world_size / loader.step_sizes[step]
-        optimizer.zero_grad(set_to_none=True)
-        scaler.scale(losses.total * share).backward()
-        if args.clip_grad_norm is not None:
-            scaler.unscale_(optimizer)
-            nn.utils.clip_grad_norm_(student.parameters(), args.clip_grad_norm)
-        scaler.step(optimizer)
-        scaler.update()
-        if ema is not None and step % args.model_ema_steps == 0:
-            ema.update_parameters(learner.model)
-            if epoch < args.lr_warmup_epochs:
-                ema.n_averaged.zero_()  # the average begins, as a copy, when the warm-up is over
+        update, place = divmod(step, args.accumulate)
+        is_last = place == args.accumulate - 1 or step == len(loader) - 1
+        if place == 0:
+            learner.schedule.step_to(epoch, update, len(update_sizes))
+            optimizer.zero_grad(set_to_none=True)
+        # Gradients travel between the processes with the last batch of an update only.
+        waits = not is_last and isinstance(student, DistributedDataParallel)
+        with student.no_sync() if waits else nullcontext():
+            with machine.autocast():
+                logits = student(images)
+                losses = distillation_loss(
+                    logits,
+                    targets,
+                    answers[0] if answers else None,
+                    temperature=args.kd_temperature,
+                    kd_weight=args.kd_weight,
+                    label_smoothing=args.label_smoothing,
+                    max_suppression=args.max_suppression,
+                    kd_loss=kd_loss,
+                )
+            # DDP averages over processes; where their shares of the update differ in size, each counts by its images.
+            share = len(images) * machine.rank.world_size / update_sizes[update]
+            scaler.scale(losses.total * share).backward()
+        if is_last:
+            if args.clip_grad_norm is not None:
+                scaler.unscale_(optimizer)
+                nn.utils.clip_grad_norm_(student.parameters(), args.clip_grad_norm)
+            scaler.step(optimizer)
+            scaler.update()
+            if ema is not None and update % args.model_ema_steps == 0:
+                ema.update_parameters(learner.model)
+                if epoch < args.lr_warmup_epochs:
+                    ema.n_averaged.zero_()  # the average begins, as a copy, when the warm-up is over
 
         averages.add(losses, logits, targets)
         if answers:
@@ -114,6 +127,11 @@ def train_one_epoch(
     check_finite(learner, averages.global_means()["loss"], misled, epoch)
     seconds = time.perf_counter() - progress.start
     return {**averages.global_means(), "images_per_second": images_seen / seconds}
+
+
+def images_per_update(step_sizes: Sequence[int], accumulate: int) -> list[int]:
+    """Images of each update of the weights, from those of each batch; the last update takes what is left."""
+    return [sum(step_sizes[start : start + accumulate]) for start in range(0, len(step_sizes), accumulate)]
 
 
 def check_finite(learner: Learner, loss: float, misled: torch.Tensor, epoch: int) -> None:
@@ -267,6 +285,21 @@ def add_teacher(loader: Loader, args: argparse.Namespace, classes: list[str], ma
     return TeacherLoader(loader, teacher, look_ahead=args.look_ahead)
 
 
+def check_served(kd_loss: KdLoss, name: str, loader: Loader) -> None:
+    """A loss that needs all of a teacher's logits gets them.
+
+    Raises:
+        UserError: the stored teachers have their largest logits only.
+    """
+    if isinstance(loader, SoftLabelLoader) and not getattr(kd_loss, "takes_top_k", False):
+        for store in loader.soft_labels.stores:
+            if store.top_k is not None:
+                raise UserError(
+                    f"--kd-loss {name} needs all logits of the teacher, {store.folder} has the {store.top_k} largest; "
+                    "store anew without --top-k, or let the teacher run along (--teacher)"
+                )
+
+
 def resume(learner: Learner, checkpoint: dict, source: str, args: argparse.Namespace, rank: Rank) -> None:
     """Bring optimizer, schedule, average and random generators to where ``checkpoint`` left them.
 
@@ -335,7 +368,7 @@ def evaluate_checkpoint(args: argparse.Namespace, machine: Machine) -> None:
     if not source:
         raise UserError(f"--resume auto: there is no checkpoint.pth in '{args.output_dir}' to evaluate")
     state, description = by_name.read_state(source, args.model if "model" in args.given else None, ema=args.model_ema)
-    args.model = args.model if "model" in args.given else description.arch or args.model
+    args.model = args.model if "model" in args.given else by_name.recorded_name(description) or args.model
     for note in follow_description(args, description):
         rank.say(note)
     fix_randomness(args, None, rank)
@@ -360,8 +393,10 @@ def train(args: argparse.Namespace, machine: Machine) -> None:
     checkpoint = checkpoints.read_checkpoint(source) if source else None
     if args.resume == "auto" and not source:
         rank.say(f"note: no checkpoint in '{output}' to go on from; starting anew")
+    kd_loss = parse_kd_loss(args.kd_loss)
     fix_randomness(args, checkpoint, rank)
     train_loader, val_loader, classes = build_loaders(args, rank, machine.device, machine.memory_format)
+    check_served(kd_loss, args.kd_loss, train_loader)
     model = (
         resumed_network(args, checkpoint, str(source), classes) if checkpoint else start_network(args, classes, rank)
     )

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from vision_reference.errors import UserError
 from vision_reference.networks import checkpoints, cifar_resnets, heads
 from vision_reference.networks.description import Description, from_checkpoint
+from vision_reference.user_functions import import_function
 
 _TIMM = "timm:"
 _AUXILIARY_PREFIXES = tuple(f"{name}." for name in heads.AUXILIARY_HEADS)
@@ -23,7 +24,13 @@ def classification_models() -> list[str]:
 
 
 def build_model(name: str, num_classes: int) -> nn.Module:
-    """A freshly initialized classification network: torchvision's, a CIFAR ResNet, or with ``timm:NAME`` timm's.
+    """A freshly initialized classification network.
+
+    Args:
+        name: torchvision's, a CIFAR ResNet, ``timm:NAME`` for timm's, or ``package.module:function``: what a function
+            of the user's own returns, called with ``num_classes``. The last kind only ever comes from a command line:
+            see ``recorded_name``.
+        num_classes: K.
 
     Raises:
         UserError: there is no classification network of that name.
@@ -32,16 +39,41 @@ def build_model(name: str, num_classes: int) -> nn.Module:
         return _build_timm_model(name.removeprefix(_TIMM), num_classes)
     if name in cifar_resnets.NAMES:
         return cifar_resnets.build(name, num_classes)
+    if is_own(name):
+        model = import_function(name, "network")(num_classes=num_classes)
+        if not isinstance(model, nn.Module):
+            raise UserError(f"network {name}: the function returned {type(model).__name__}, not a torch.nn.Module")
+        return model
     if name not in classification_models():
         near = [other for other in classification_models() if other.split("_")[0][:5] == name[:5]]
         hint = ", ".join(near[:8]) or "resnet18, resnet50, convnext_tiny, mobilenet_v2, efficientnet_b0"
         raise UserError(
             f"unknown model '{name}'; allowed: torchvision's classification models, such as {hint}; for 32x32 images "
-            f"{', '.join(cifar_resnets.NAMES)}; timm:NAME"
+            f"{', '.join(cifar_resnets.NAMES)}; timm:NAME; package.module:function"
         )
     options = {"init_weights": True} if name in ("googlenet", "inception_v3") else {}  # they warn otherwise
     model = torchvision.models.get_model(name, weights=None, num_classes=num_classes, **options)
     return heads.drop_auxiliary_heads(model)
+
+
+def is_own(name: str) -> bool:
+    """Whether ``name`` is that of a function of the user's own."""
+    return ":" in name and not name.startswith(_TIMM)
+
+
+def recorded_name(description: Description) -> str | None:
+    """The network that a file of weights names; None where it names none.
+
+    Raises:
+        UserError: it names a function, which is never imported because a file says so.
+    """
+    name = description.arch
+    if name is not None and is_own(name):
+        raise UserError(
+            f"'{description.source}' was trained with a network of somebody's own, {name}; give --model {name} (with "
+            "PYTHONPATH set to the folder of its module): no code is imported because a file names it"
+        )
+    return name
 
 
 def _build_timm_model(name: str, num_classes: int) -> nn.Module:
@@ -114,7 +146,7 @@ def load_network(source: str | Path, arch: str | None = None, *, ema: bool = Fal
     """
     source = str(source)
     state, description = read_state(source, arch, ema=ema)
-    name = arch or description.arch
+    name = arch or recorded_name(description)
     if name is None:
         raise UserError(f"'{source}' does not say which network it holds; name it")
     classes = saved_classes(name, state, source)
