@@ -27,6 +27,7 @@ What ``train.py`` writes is torchvision's format with more in it:
 """
 
 import hashlib
+import json
 import math
 import random
 import re
@@ -35,6 +36,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
+import safetensors
 import torch
 from torch import Tensor, nn
 
@@ -54,10 +56,40 @@ def load_checkpoint(path: str | Path) -> object:
         UserError: as ``load_file``, or the content is not what its checksum says.
     """
     content = load_file(path)
+    if Path(path).suffix == ".safetensors":
+        return _exported(path, content)
     written = content.pop(_CHECKSUM, None) if isinstance(content, dict) else None
     if written is not None and written != checksum(content):
         raise UserError(f"'{path}' is damaged: its content does not have the checksum that was written with it")
     return content
+
+
+def safetensors_metadata(state: Mapping[str, Tensor], facts: Mapping) -> dict[str, str]:
+    """What an export to safetensors carries beside its tensors, so that ``load_checkpoint`` knows and checks it.
+
+    Args:
+        facts: ``architecture``, ``classes``, ``accuracy`` and, under ``input``, ``preset``, ``resize_shorter_side``,
+            ``center_crop``, ``interpolation``, ``mean``, ``std``; plain values; more may be there.
+    """
+    return {"format": "pt", "description": json.dumps(facts), _CHECKSUM: checksum(dict(sorted(state.items())))}
+
+
+def _exported(path: str | Path, state: dict[str, Tensor]) -> dict:
+    """The tensors of a safetensors file; of an export of ours, in the form of a checkpoint with a description."""
+    with safetensors.safe_open(path, "pt") as file:
+        metadata = file.metadata() or {}
+    written = metadata.get(_CHECKSUM)
+    if written is not None and written != checksum(dict(sorted(state.items()))):
+        raise UserError(f"'{path}' is damaged: its tensors do not have the checksum that was written with them")
+    try:
+        facts = json.loads(metadata.get("description", ""))
+        shown = facts["input"]
+        description = {name: shown.get(name) for name in ("preset", "interpolation", "mean", "std")}
+        description |= {"val_resize_size": shown.get("resize_shorter_side"), "val_crop_size": shown.get("center_crop")}
+        description |= {"classes": facts.get("classes"), "accuracy": {"acc1": facts.get("accuracy")}}
+        return {"model": state, "arch": facts["architecture"], "description": description}
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):  # somebody else's metadata
+        return state
 
 
 def checksum(content: object) -> str:

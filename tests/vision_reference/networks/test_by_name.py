@@ -1,6 +1,7 @@
 """Networks are built, filled and described from files of every origin and from torchvision's names."""
 
 import pytest
+import safetensors.torch
 import torch
 import torchvision
 
@@ -8,7 +9,7 @@ from vision_reference.errors import UserError
 from vision_reference.images.presets import PRESETS
 from vision_reference.networks import by_name, description
 from vision_reference.networks.by_name import load_network, read_description
-from vision_reference.networks.checkpoints import save_atomically
+from vision_reference.networks.checkpoints import safetensors_metadata, save_atomically
 from vision_reference.networks.description import describe_run
 
 ARCH = "shufflenet_v2_x0_5"
@@ -85,6 +86,44 @@ def test_files_of_before_descriptions_tell_what_their_command_line_says(model, t
     described = read_description(tmp_path / "old.pth")
     assert (described.preset, described.val_resize_size, described.interpolation) == ("digits", 36, "bicubic")
     assert described.mean == (0.5, 0.5, 0.5)
+    assert described.classes is None
+
+
+FACTS = {
+    "architecture": ARCH,
+    "classes": ["cat", "dog", "eel"],
+    "input": {
+        "resize_shorter_side": 36,
+        "center_crop": 28,
+        "interpolation": "bicubic",
+        "mean": [0.5, 0.5, 0.5],
+        "std": [0.5, 0.5, 0.5],
+    },
+    "accuracy": 71.5,
+    "licence": "mit",
+}
+
+
+def test_an_export_to_safetensors_is_as_good_as_a_checkpoint(model, tmp_path):
+    path, state = tmp_path / "model.safetensors", model.state_dict()
+    safetensors.torch.save_file(state, path, metadata=safetensors_metadata(state, FACTS))
+    network, described = load_network(path)
+    assert_same_answers(network, model)
+    assert described.classes == ("cat", "dog", "eel")
+    assert (described.val_resize_size, described.val_crop_size, described.interpolation) == (36, 28, "bicubic")
+    assert (described.mean, described.accuracy) == ((0.5, 0.5, 0.5), 71.5)
+    damaged = bytearray(path.read_bytes())
+    damaged[-5] ^= 1
+    path.write_bytes(damaged)
+    with pytest.raises(UserError, match="damaged"):
+        load_network(path)
+
+
+@pytest.mark.parametrize("metadata", [None, {"description": "my best"}, {"description": "[1]"}, {"description": "{}"}])
+def test_safetensors_of_others_are_bare_weights(metadata, model, tmp_path):
+    safetensors.torch.save_file(model.state_dict(), tmp_path / "theirs.safetensors", metadata=metadata)
+    network, described = load_network(tmp_path / "theirs.safetensors", ARCH)
+    assert_same_answers(network, model)
     assert described.classes is None
 
 
