@@ -103,6 +103,13 @@ _seed = _number(int, 0, 2**63 - 1)  # what torch's, numpy's and Python's generat
 _temperature = _number(float, 0.01, 1000)
 
 
+def _dataset(text: str) -> str:
+    """An argparse type: a data set by name, or package.module:function."""
+    if text not in ("imagefolder", "cub200") and not re.fullmatch(r"[\w.]+:\w+", text):
+        raise argparse.ArgumentTypeError(f"'{text}' is not imagefolder, cub200 or package.module:function")
+    return text
+
+
 def _device(text: str) -> str:
     """An argparse type: cpu, cuda or cuda:N."""
     if not re.fullmatch(r"cpu|cuda(:\d+)?", text):
@@ -334,7 +341,12 @@ def _add_data(group) -> None:
         help="folder with train/ and val/, one subfolder of images per class; for cub200 the folder of CUB_200_2011/",
     )
     group.add_argument(
-        "--dataset", choices=("imagefolder", "cub200"), default="imagefolder", help="(default: imagefolder)"
+        "--dataset",
+        type=_dataset,
+        default="imagefolder",
+        metavar="NAME",
+        help="imagefolder, cub200, or a function of your own as package.module:function, listing (path, class name) "
+        "pairs for (folder, 'train' or 'val') (default: imagefolder)",
     )
     group.add_argument("--download", action="store_true", help="cub200: fetch it into --data-path where it is missing")
     group.add_argument(

@@ -14,6 +14,7 @@ from vision_reference.images.dali_loader import DaliLoader
 from vision_reference.images.dali_views import EvaluationView, StoredView, TrainingView
 from vision_reference.images.decoding import read_image, read_pixels
 from vision_reference.images.folders import Sample, Samples, check_same_classes, image_folder, some
+from vision_reference.images.own_data import own_data
 from vision_reference.images.pipelines import Normalize, evaluation_pipeline, training_pipeline
 from vision_reference.images.presets import PRESETS, Preset
 from vision_reference.images.samplers import BatchSampler, EvalBatchSampler, TrainBatchSampler
@@ -214,6 +215,8 @@ def list_samples(args: argparse.Namespace, rank: Rank, *, training: bool = True)
     if args.dataset == "cub200":
         birds = cub200(root, download=args.download)
         train, val, classes = birds.train if training else None, birds.test, birds.classes
+    elif args.dataset != "imagefolder":
+        train, val, classes = own_data(args.dataset, root, training=training)
     else:
         if root.exists() and not root.is_dir():
             raise UserError(f"--data-path {root} is a file; it must be a folder with train/ and val/")
