@@ -362,8 +362,8 @@ def _add_data(group) -> None:
         "--split",
         type=_part,
         metavar="SHARE",
-        help="imagefolder without val/: evaluate on this share of each class of train/, chosen by the names of the files, "
-        "and train on the rest",
+        help="imagefolder without val/: evaluate on this share of each class of train/ (the files' names decide which), "
+        "train on the rest",
     )
     group.add_argument("--download", action="store_true", help="cub200: fetch it into --data-path where it is missing")
     group.add_argument(
@@ -402,7 +402,7 @@ def _add_views(group) -> None:
         "--image-size",
         type=_count,
         metavar="N",
-        help="crops of N pixels in training and evaluation, which resizes to more by the preset's proportion (256 to 224)",
+        help="crops of N pixels in training and evaluation; resizing before the latter by the preset's proportion",
     )
     group.add_argument("--interpolation", choices=("bilinear", "bicubic", "nearest"), default="bilinear")
     policies = ("ra", "ta_wide", "augmix", "imagenet", "cifar10", "svhn")
