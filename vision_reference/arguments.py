@@ -362,7 +362,7 @@ def _add_data(group) -> None:
         "--split",
         type=_part,
         metavar="SHARE",
-        help="imagefolder without val/: evaluate on this share of each class of train/ (the files' names decide which), "
+        help="imagefolder without val/: evaluate on this share of each class of train/ (by the files' names), "
         "train on the rest",
     )
     group.add_argument("--download", action="store_true", help="cub200: fetch it into --data-path where it is missing")
