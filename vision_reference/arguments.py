@@ -325,8 +325,8 @@ def _check_data(args: argparse.Namespace) -> None:
     """Refuses what the chosen data set or loader would have to ignore."""
     if args.download and args.dataset != "cub200":
         raise UserError("--download fetches CUB-200-2011 only; give --dataset cub200 or drop it")
-    if args.split and args.dataset == "cub200":
-        raise UserError("--split is for --dataset imagefolder; CUB-200-2011 has a split of its own")
+    if args.split and args.dataset != "imagefolder":
+        raise UserError(f"--split is for --dataset imagefolder; {args.dataset} has a split of its own")
     if args.loader != "dali":
         if args.dali_device:
             raise UserError("--dali-device was given without --loader dali; give both or neither")
@@ -482,7 +482,7 @@ def _add_distillation(group) -> None:
         action=argparse.BooleanOptionalAction,
         default=True,
         help="GPU: the teacher answers the next batch while the student learns from this one; without it, its memory "
-        "is one batch smaller (default: on)",
+        "is one batch smaller",
     )
     group.add_argument(
         "--soft-labels",
