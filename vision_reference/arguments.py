@@ -494,8 +494,8 @@ def _add_distillation(group) -> None:
     group.add_argument(
         "--kd-tail",
         choices=TAILS,
-        help="classes beyond the stored top k: spread their probability evenly (uniform), or renormalize without them "
-        "(drop) (default: uniform)",
+        help="classes beyond the stored top k: spread their probability evenly (uniform), renormalize without them "
+        "(drop), or match their sum alone (bucket) (default: uniform)",
     )
     group.add_argument(
         "--kd-temperature",

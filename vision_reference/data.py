@@ -22,7 +22,7 @@ from vision_reference.images.torch_loader import ImageDataset, TorchvisionLoader
 from vision_reference.images.unreadable_files import readable_samples, report
 from vision_reference.loaders import MixingLoader, SoftLabelLoader, TeacherLoader
 from vision_reference.machine import Rank, usable_workers
-from vision_reference.soft_labels.store import open_soft_labels
+from vision_reference.soft_labels.stored_teachers import open_soft_labels
 from vision_reference.soft_labels.views import DaliViewLoader, ViewDataset
 
 Loader = TorchvisionLoader | DaliLoader | MixingLoader | SoftLabelLoader | TeacherLoader
@@ -127,7 +127,7 @@ def build_loaders(
     if data.train is None:
         return None, val, data.classes
 
-    stored = open_soft_labels(args, data.train, len(data.classes), rank) if args.soft_labels else None
+    stored = open_soft_labels(args, data.train, data.classes, rank) if args.soft_labels else None
     batches = TrainBatchSampler(
         len(data.train),
         args.batch_size,
