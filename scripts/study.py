@@ -353,6 +353,7 @@ def run(
         output.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError):
         raise UserError(f"--output {output} is a file; give a folder") from None
+    os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"  # has fairseq-train
     if study.kind == TRANSLATION and not jobs.gpus():
         from scripts.nmt.lib.recipe import KEEP_MEMORY
 
