@@ -39,7 +39,9 @@ def main() -> None:
         raise UserError(f"{output} holds other files; give a new folder")
     if partial.exists() and any(partial.iterdir()):
         if not (partial / MARK).is_file():
-            raise UserError(f"{partial} is in the way and was not written by this command; move it or give another folder")
+            raise UserError(
+                f"{partial} is in the way and was not written by this command; move it or give another folder"
+            )
         shutil.rmtree(partial)
     partial.mkdir(parents=True, exist_ok=True)
     (partial / MARK).touch()
