@@ -19,7 +19,7 @@ if not __package__:  # run as a file: the root of the clone takes the place of i
     sys.path[0] = str(Path(__file__).resolve().parents[2])
 
 from scripts import study as studies
-from scripts.lib.alpha_t_table import cells_by_student, format_table
+from scripts.lib.alpha_t_table import cells_by_student, format_table, spreads_by_student
 from scripts.studies import plan as planning
 from scripts.studies.schema import CONFIGS, read_study
 from vision_reference.errors import run_command
@@ -48,7 +48,9 @@ def table(summary: list[dict]) -> str:
     """The paper's alpha x T table, and below it the student that had no teacher."""
     teacher, student = (next(one["model"] for one in summary if one["role"] == role) for role in ("teacher", "student"))
     text = f"# Digits: {teacher} to {student}, top-1 / top-5 (%)\n\n"
-    text += format_table(cells_by_student(one for one in summary if one["role"] != "baseline")[student], digits=2)
+    taught = [one for one in summary if one["role"] != "baseline"]
+    spreads = spreads_by_student(taught, digits=1)[student]
+    text += format_table(cells_by_student(taught)[student], digits=2, spreads=spreads)
     seeds = len({one["seed"] for one in summary if one["role"] == "student"})
     text += "\n\nThe same student on labels alone: "
     parts = []

@@ -49,15 +49,15 @@ recipe_settings() {
         cuda) [ -n "$DRY_RUN" ] || check_gpus ;;
         *) echo "recipe: DEVICE is '$DEVICE'; give cuda or cpu" >&2 && exit 2 ;;
     esac
-    for name in "${names[@]}"; do
-        if [ -n "${!name:-}" ]; then shown+=" $name=${!name@Q}"; fi
-    done
-    echo "recipe: $(basename "$0")$(sed -E "s/='([A-Za-z0-9_.,:=\/@%+{}-]+)'/=\1/g" <<< "$shown")" >&2
     case "$AMP_DTYPE" in
         fp16 | bf16) precision=(--amp --amp-dtype "$AMP_DTYPE") ;;
         none) precision=() ;;
         *) echo "recipe: AMP_DTYPE is '$AMP_DTYPE'; give fp16, bf16, or none for full precision" >&2 && exit 2 ;;
     esac
+    for name in "${names[@]}"; do
+        if [ -n "${!name:-}" ]; then shown+=" $name=${!name@Q}"; fi
+    done
+    echo "recipe: $(basename "$0")$(sed -E "s/='([A-Za-z0-9_.,:=\/@%+{}-]+)'/=\1/g" <<< "$shown")" >&2
 }
 
 check_gpus() {
