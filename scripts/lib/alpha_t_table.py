@@ -117,7 +117,7 @@ def cells_by_student(records: Iterable[dict]) -> dict[str, dict[tuple[str, float
 
 
 def spreads_by_student(records: Iterable[dict], *, digits: int = 3) -> dict[str, dict[tuple[str, float], str]]:
-    """{student network: {(row, alpha): "3 seeds, 70.1 to 71.4"}}: the runs behind a mean, and the range of their top-1."""
+    """{student network: {(row, alpha): "3 seeds, 70.1 to 71.4"}}: how many runs a mean has, and their top-1."""
     return {
         student: {
             place: f"{len(runs)} seeds, {min(runs)[0]:.{digits}f} to {max(runs)[0]:.{digits}f}"
