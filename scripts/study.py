@@ -369,6 +369,13 @@ def run(
             os.environ.setdefault(key, value)
     by_name = {planned.job.name: planned for planned in plan}
     with locked(output):
+        before = read_facts(output).get("data")
+        if before not in (None, str(data or study.data)):
+            print(
+                f"{name}: note: this study was begun with the data in {before}, which counts as the same as "
+                f"{data or study.data}; if it is not, give another --output",
+                file=sys.stderr,
+            )
 
         def keep() -> None:
             write_facts(study, plan, output, text, data)
