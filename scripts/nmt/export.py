@@ -50,7 +50,7 @@ def get_args_parser() -> argparse.ArgumentParser:
         help="first sentences of each set that are compared; 0: compare nothing (default: %(default)s)",
     )
     parser.add_argument("--beam", type=int, default=5, help="beam size of the comparison (default: %(default)s)")
-    parser.add_argument("--license", default="unknown", help="for the model card, such as cc-by-4.0 (default: unknown)")
+    parser.add_argument("--licence", metavar="NAME", help="of the weights, such as cc-by-4.0; goes into the card")
     return parser
 
 
@@ -176,7 +176,7 @@ def model_card(args, recorded, settings, compared: dict[LangPair, Comparison], s
     languages = dict.fromkeys(language for one in recorded.pairs for language in one)
     source, target = settings.prefixes[str(pair)]
     options = as_dict(recorded.options) | as_dict(recorded.state["cfg"].model)
-    front = ["---", f"license: {args.license}", "library_name: ctranslate2", "pipeline_tag: translation", "language:"]
+    front = ["---", *([f"license: {args.licence}"] if args.licence else []), "library_name: ctranslate2", "pipeline_tag: translation", "language:"]
     front += [*(f"- {language}" for language in languages), "---"]
     made = [
         f"- architecture: `{options.get('arch')}`, {options.get('encoder_layers')} + {options.get('decoder_layers')} "
