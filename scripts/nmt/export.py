@@ -176,7 +176,8 @@ def model_card(args, recorded, settings, compared: dict[LangPair, Comparison], s
     languages = dict.fromkeys(language for one in recorded.pairs for language in one)
     source, target = settings.prefixes[str(pair)]
     options = as_dict(recorded.options) | as_dict(recorded.state["cfg"].model)
-    front = ["---", *([f"license: {args.licence}"] if args.licence else []), "library_name: ctranslate2", "pipeline_tag: translation", "language:"]
+    front = ["---", *([f"license: {args.licence}"] if args.licence else [])]
+    front += ["library_name: ctranslate2", "pipeline_tag: translation", "language:"]
     front += [*(f"- {language}" for language in languages), "---"]
     made = [
         f"- architecture: `{options.get('arch')}`, {options.get('encoder_layers')} + {options.get('decoder_layers')} "
