@@ -86,7 +86,7 @@ def read_pixels(path: str, *, check: bool = True) -> Tensor:
     JPEG files skip the PIL image on the way: torchvision decodes them straight into the tensor.
 
     Args:
-        check: look for damage in the image data of JPEG files, which takes half as long again as decoding them.
+        check: look for damage in the image data of JPEG files, which takes half as long as decoding them.
 
     Raises:
         UserError: as ``read_image``.
