@@ -7,6 +7,7 @@ smoothed teacher's student mix similar classes up. The temperatures compared are
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -249,10 +250,17 @@ def analysis_by_seed(
         if kind_of(record) == kind
         and record.get("temperature") == temperature
         and (reference is None or record.get("reference", reference) == reference)
-        and record.get("network", comparison.network) == comparison.network
+        and is_about(record, comparison)
         and isinstance(record.get(value), (int, float))
         and np.isfinite(record[value])
     }
+
+
+def is_about(record: Mapping[str, Any], comparison: Comparison) -> bool:
+    """Whether an analysis is of this comparison's students; one that does not say is of all."""
+    return record.get("network", comparison.network) == comparison.network and record.get(
+        "settings", comparison.settings
+    ) == dict(comparison.settings)
 
 
 def error_shares(study: Study, comparison: Comparison, kind: Kind | None, temperature: float) -> dict[int, float]:

@@ -27,6 +27,7 @@ from scripts.studies.claims import (
     analysis_by_seed,
     claims_of,
     error_shares,
+    is_about,
     labels_name,
     noise_of,
     temperatures_of,
@@ -486,7 +487,7 @@ def _mechanism(study: Study, comparison: Comparison, suffix: str) -> Section:
 def _panels(study: Study, comparison: Comparison) -> list[Block]:
     blocks: list[Block] = []
     for record in study.analyses.get("panels", ()):
-        if record.get("network", comparison.network) != comparison.network:
+        if not is_about(record, comparison):
             continue
         file = _inside(study.folder / "analysis", str(record.get("image", "")))
         if file is None or file.suffix not in (".svg", ".png") or file.stat().st_size > LARGEST_PANEL:
@@ -563,7 +564,7 @@ def _moved(study: Study, comparison: Comparison) -> list[Block]:
         record
         for record in study.analyses.get("moved", ())
         if all(isinstance(record.get(name), (int, float)) for name in ("before", "after", "temperature"))
-        and record.get("network", comparison.network) == comparison.network
+        and is_about(record, comparison)
     ]
     records.sort(key=lambda record: -abs(record["after"] - record["before"]))
     rows: list[Row] = [

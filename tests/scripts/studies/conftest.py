@@ -173,3 +173,11 @@ def whole_study(tmp_path_factory) -> Path:
     grid(study)
     analyses(study)
     return study.write()
+
+
+@pytest.fixture(scope="session")
+def whole_report(whole_study) -> Path:
+    """Its page, which takes seconds to draw."""
+    from scripts.studies.page import write_report
+
+    return write_report(whole_study)

@@ -61,11 +61,10 @@ class Page(HTMLParser):
 
 
 @pytest.fixture(scope="module")
-def report(whole_study) -> tuple[Page, str, str]:
+def report(whole_study, whole_report) -> tuple[Page, str, str]:
     """(page, its source, its Markdown) of the whole study."""
-    path = write_report(whole_study)
-    assert path == whole_study / "report.html"
-    source = path.read_text(encoding="utf-8")
+    assert whole_report == whole_study / "report.html"
+    source = whole_report.read_text(encoding="utf-8")
     return Page(source), source, (whole_study / "report.md").read_text(encoding="utf-8")
 
 
@@ -156,15 +155,6 @@ def test_the_table_holds_means_and_intervals_computed_apart(report, whole_study)
     assert row.split("|")[3].strip().startswith(f"{mean:.1f} ± {half:.1f} (n = 5)")
 
 
-def test_writing_it_twice_gives_the_same_and_drops_figures_that_are_no_more(whole_study, report):
-    stale = whole_study / "figures" / "old.svg"
-    stale.write_text("<svg/>")
-    before = (whole_study / "report.html").read_bytes()
-    write_report(whole_study)
-    assert (whole_study / "report.html").read_bytes() == before
-    assert not stale.exists()
-
-
 @pytest.fixture
 def nothing_is_drawn(monkeypatch):
     """Figures cost seconds; tests of words do without."""
@@ -177,6 +167,19 @@ def nothing_is_drawn(monkeypatch):
 def _text(folder) -> str:
     Page(write_report(folder).read_text(encoding="utf-8"))  # well-formed
     return (folder / "report.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.usefixtures("nothing_is_drawn")
+def test_writing_it_twice_gives_the_same_and_drops_figures_that_are_no_more(made_up, fill, tmp_path):
+    study = made_up(tmp_path)
+    fill(study, 2)
+    before = write_report(study.write()).read_bytes()
+    stale, other = tmp_path / "figures" / "old.svg", tmp_path / "figures" / "notes.txt"
+    stale.write_text("<svg/>")
+    other.write_text("mine")
+    assert write_report(tmp_path).read_bytes() == before
+    assert not stale.exists()
+    assert other.exists()
 
 
 @pytest.mark.usefixtures("nothing_is_drawn")

@@ -17,8 +17,6 @@ from pathlib import Path
 
 import pytest
 
-from scripts.studies.page import write_report
-
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here: the study's page is not seen in a browser")
 SECONDS = 60
@@ -123,11 +121,6 @@ def browser() -> Iterator[Browser]:
         browser.close()
 
 
-@pytest.fixture(scope="module")
-def page(whole_study) -> Path:
-    return write_report(whole_study)
-
-
 def test_complaints_are_heard(browser, tmp_path):
     """What the other tests rest on: a page that does wrong is found out."""
     bad = tmp_path / "bad.html"
@@ -144,16 +137,16 @@ WIDTHS = pytest.mark.parametrize("width", [390, 1280])
 
 
 @WIDTHS
-def test_it_opens_from_disk_without_a_complaint_and_fits_the_window(browser, page, width):
-    browser.open(page, width, "light")
+def test_it_opens_from_disk_without_a_complaint_and_fits_the_window(browser, whole_report, width):
+    browser.open(whole_report, width, "light")
     assert browser.run("return document.title").startswith("CIFAR-100")
     assert browser.run("return document.documentElement.scrollWidth") <= width
     assert browser.complaints() == []
 
 
 @WIDTHS
-def test_every_figure_is_there_and_inside_the_window(browser, page, width):
-    browser.open(page, width, "light")
+def test_every_figure_is_there_and_inside_the_window(browser, whole_report, width):
+    browser.open(whole_report, width, "light")
     figures = browser.run(
         """return [...document.querySelectorAll('figure')].map(figure =>
             [...figure.querySelectorAll('svg, img')].map(drawing => drawing.getBoundingClientRect())
@@ -168,8 +161,8 @@ def test_every_figure_is_there_and_inside_the_window(browser, page, width):
 
 
 @WIDTHS
-def test_text_in_figures_can_be_read_and_is_not_cut_off(browser, page, width):
-    browser.open(page, width, "light")
+def test_text_in_figures_can_be_read_and_is_not_cut_off(browser, whole_report, width):
+    browser.open(whole_report, width, "light")
     texts = browser.run(
         """return [...document.querySelectorAll('figure svg')].flatMap(svg => {
             const frame = svg.getBoundingClientRect();
@@ -188,8 +181,8 @@ def test_text_in_figures_can_be_read_and_is_not_cut_off(browser, page, width):
 
 
 @WIDTHS
-def test_everything_that_is_folded_opens(browser, page, width):
-    browser.open(page, width, "light")
+def test_everything_that_is_folded_opens(browser, whole_report, width):
+    browser.open(whole_report, width, "light")
     assert browser.run("return document.querySelectorAll('details[open]').length") == 0
     folds = browser.run(
         """return [...document.querySelectorAll('details')].map(fold => {
@@ -233,8 +226,8 @@ return [...document.querySelectorAll('body *')].filter(element =>
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_all_text_has_enough_contrast(browser, page, scheme):
-    browser.open(page, 1280, scheme)
+def test_all_text_has_enough_contrast(browser, whole_report, scheme):
+    browser.open(whole_report, 1280, scheme)
     background = browser.run("return getComputedStyle(document.body).backgroundColor")
     assert (background == "rgb(255, 255, 255)") == (scheme == "light")
     contrasts = browser.run(CONTRAST)
@@ -244,8 +237,8 @@ def test_all_text_has_enough_contrast(browser, page, scheme):
     assert browser.complaints() == []
 
 
-def test_every_anchor_leads_to_its_section(browser, page):
-    browser.open(page, 1280, "light")
+def test_every_anchor_leads_to_its_section(browser, whole_report):
+    browser.open(whole_report, 1280, "light")
     missing = browser.run(
         """return [...document.querySelectorAll('a[href^="#"]')].map(link => link.getAttribute('href').slice(1))
             .filter(anchor => !document.getElementById(anchor))"""
@@ -253,9 +246,9 @@ def test_every_anchor_leads_to_its_section(browser, page):
     assert missing == []
 
 
-def test_on_paper_nothing_is_wider_than_the_sheet(browser, page):
+def test_on_paper_nothing_is_wider_than_the_sheet(browser, whole_report):
     """A4 with the page's own margins: 182 mm, 688 pixels of text."""
-    browser.open(page, 688, "light")
+    browser.open(whole_report, 688, "light")
     browser.send("Emulation.setEmulatedMedia", media="print")
     try:
         wide = browser.run(
