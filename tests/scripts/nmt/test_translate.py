@@ -4,6 +4,7 @@ import os
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -97,10 +98,14 @@ def test_a_vocabulary_of_other_data_is_refused(student, tmp_path):
     for language in EN_DE:
         entries = (vocabulary.dictionaries / f"dict.{language}.txt").read_text().splitlines()
         (tmp_path / f"dict.{language}.txt").write_text("\n".join(entries[1:]) + "\n")
-    from dataclasses import replace
-
-    with pytest.raises(UserError, match=r"they make 73 entries with the language tokens, the model has 74"):
+    with pytest.raises(
+        UserError, match=r"dict.en.txt is not the dictionary that .*checkpoint_best.pt was trained with"
+    ):
         Translator(student, EN_DE, replace(vocabulary, dictionaries=tmp_path))
+    # a checkpoint that was moved away from its dictionaries is judged by its weights
+    moved = replace(student, path=tmp_path / "away" / "checkpoint_best.pt")
+    with pytest.raises(UserError, match=r"they make 73 entries with the language tokens, the model has 74"):
+        Translator(moved, EN_DE, replace(vocabulary, dictionaries=tmp_path))
 
 
 def test_input_that_pauses_is_translated_before_more_comes():
