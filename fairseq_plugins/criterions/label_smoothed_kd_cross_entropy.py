@@ -17,7 +17,7 @@ from ..errors import UserError
 from ..losses.fused import fused_distil
 from ..losses.soft_labels import TopKLogits
 from ..losses.word_level import distil
-from ..teachers.output_layer import plain_output_layer
+from ..teachers.output_layer import adaptive_lprobs, plain_output_layer
 
 logger = logging.getLogger(__name__)
 
@@ -52,7 +52,7 @@ class LabelSmoothedKDCrossEntropyCriterion(LabelSmoothedCrossEntropyCriterion):
     A batch without `soft_labels` (no teacher, or validation) runs stock fairseq's own code: equal to the last bit.
 
     Raises:
-        UserError: temperature not positive, or weight outside 0 to 1.
+        UserError: temperature not positive and finite, weight or label smoothing outside 0 to 1, a negative prefix.
     """
 
     def __init__(
@@ -66,8 +66,14 @@ class LabelSmoothedKDCrossEntropyCriterion(LabelSmoothedCrossEntropyCriterion):
         kd_weight=0.9,
     ):
         super().__init__(task, sentence_avg, label_smoothing, ignore_prefix_size, report_accuracy)
+        if not (0 <= label_smoothing <= 1):
+            raise UserError(f"--label-smoothing {label_smoothing}: give a number from 0 to 1, such as 0.1")
+        if ignore_prefix_size < 0:
+            raise UserError(f"--ignore-prefix-size {ignore_prefix_size}: give 0 or more")
         if not (0 < kd_temperature < math.inf):
-            raise UserError(f"--kd-temperature {kd_temperature}: give a number above 0 (1 leaves the teacher as it is)")
+            raise UserError(
+                f"--kd-temperature {kd_temperature}: give a finite number above 0 (1 leaves the teacher as it is)"
+            )
         if not (0 <= kd_weight <= 1):
             raise UserError(f"--kd-weight {kd_weight}: give a number from 0 (labels alone) to 1 (teacher alone)")
         self.kd_temperature = kd_temperature
@@ -135,7 +141,7 @@ class LabelSmoothedKDCrossEntropyCriterion(LabelSmoothedCrossEntropyCriterion):
 
     def _loss_from_logits(self, model, sample, soft_labels, reduce):
         net_output = model(**sample["net_input"])
-        lprobs, target = self.get_lprobs_and_target(model, net_output, sample)
+        lprobs, target = self._lprobs_and_target(model, net_output, sample)
         label_loss, nll_loss = label_smoothed_nll_loss(lprobs, target, self.eps, self.padding_idx, reduce=False)
         blended = distil(
             lprobs,
@@ -152,6 +158,15 @@ class LabelSmoothedKDCrossEntropyCriterion(LabelSmoothedCrossEntropyCriterion):
                 n_correct, total = self.compute_accuracy(model, net_output, sample)
             logged.update(n_correct=utils.item(n_correct), total=utils.item(total))
         return loss, logged
+
+    def _lprobs_and_target(self, model, net_output, sample):
+        """As `get_lprobs_and_target`, but with gradients also where the student ends in an adaptive softmax."""
+        softmax = getattr(getattr(model, "decoder", None), "adaptive_softmax", None)
+        if softmax is None:
+            return self.get_lprobs_and_target(model, net_output, sample)
+        features = net_output[0][:, self.ignore_prefix_size :]
+        target = sample["target"][:, self.ignore_prefix_size :]
+        return adaptive_lprobs(softmax, features.flatten(0, 1)), target.flatten()
 
     @classmethod
     def reduce_metrics(cls, logging_outputs) -> None:

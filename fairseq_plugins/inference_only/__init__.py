@@ -1,29 +1,18 @@
-"""The workaround that fairseq 0.12.2 needs beside torch 2, and nothing else.
+"""What stock fairseq 0.12.2 needs beside today's torch, and to read checkpoints of people one need not trust.
 
-An encoder layer that was loaded and never trained takes a "fast path": it calls
-`torch._transformer_encoder_layer_fwd`, whose signature has changed since (`RuntimeError: Mask Type should be defined`;
-fairseq issues 4858 and 4899). Every post-norm ReLU or GELU Transformer is hit: in generation, and as a teacher that
-only ever runs in evaluation mode. The ordinary path computes the same, so the fast one is switched off in every layer
-built.
+- `fast_path`: the workaround without which a loaded Transformer cannot translate on torch 2.
+- `reading`: every checkpoint that fairseq reads goes through `checkpoints` (weights only, an allow-list, checksums),
+  options that fairseq would run as Python are taken as values (`literals`), and models are rebuilt within bounds
+  (`building`).
 
-`--user-dir fairseq_plugins` applies it by itself. This folder also serves alone, for translating with a student on
+`--user-dir fairseq_plugins` applies both by itself. This folder also serves alone, for translating with a student on
 stock tasks: `fairseq-generate --user-dir fairseq_plugins/inference_only --task translation_multi_simple_epoch ...`.
+It imports fairseq and the `errors` of the folder above, nothing else of the plugin.
 """
 
-import functools
+from . import fast_path, reading
 
-from fairseq.modules.transformer_layer import TransformerEncoderLayerBase
-
-
-def _switch_off_fast_path() -> None:
-    stock_init = TransformerEncoderLayerBase.__init__
-
-    @functools.wraps(stock_init)
-    def init(self, *args, **kwargs):
-        stock_init(self, *args, **kwargs)
-        self.can_use_fastpath = False
-
-    TransformerEncoderLayerBase.__init__ = init
-
-
-_switch_off_fast_path()
+if not hasattr(reading.checkpoint_utils, "_read_safely"):  # this folder may be loaded under two names
+    reading.checkpoint_utils._read_safely = True
+    fast_path.switch_off()
+    reading.install()

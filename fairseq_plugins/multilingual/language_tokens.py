@@ -123,8 +123,8 @@ def realign(batch: Batch, layout: Layout, present: LanguageTokens, wanted: Langu
         The new batch; a (B, T_new) mask of the target tokens that are words or end of sentence, neither padding nor
         language token; and the shift: column j of the new target holds what column j + shift of the old one held.
     """
-    source_side = {"pad": layout.pad, "left_pad": layout.left_pad_source}
-    target_side = {"pad": layout.pad, "left_pad": layout.left_pad_target}
+    source_side: dict[str, Any] = {"pad": layout.pad, "left_pad": layout.left_pad_source}
+    target_side: dict[str, Any] = {"pad": layout.pad, "left_pad": layout.left_pad_target}
     source, decoder_input, target = batch.source, batch.decoder_input, batch.target
 
     if present.source_prefix is not None:

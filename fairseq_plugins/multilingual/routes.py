@@ -66,8 +66,10 @@ class RoutedDatasetManager(MultilingualDatasetManager):
         categories = {"main": lang_pairs}
         for category, pairs in (args.extra_lang_pairs or {}).items():
             categories[category] = pairs.split(",")
-        self.routes, self._route_of_key = [], {}
+        self.routes: list[Route] = []
+        self._route_of_key: dict[str, int] = {}
         self.sentences_of_pair: dict[str, int] = {}
+        self._target_sizes: dict[str, list[np.ndarray]] = {}
         for category, pairs in categories.items():
             for pair in pairs:
                 # monolingual data is named by its only language
@@ -79,6 +81,9 @@ class RoutedDatasetManager(MultilingualDatasetManager):
     def load_split_datasets(self, split, training, epoch=1, combine=False, shard_epoch=None, **kwargs):
         datasets, params = super().load_split_datasets(split, training, epoch, combine, shard_epoch, **kwargs)
         numbered = [(key, RoutedDataset(data, self._route_of_key[key], len(self.routes))) for key, data in datasets]
+        # with language tokens in place of the end of sentence the pairs are wrapped once more
+        pairs = [data if hasattr(data, "tgt_sizes") else getattr(data, "dataset", None) for _, data in datasets]
+        self._target_sizes[split] = [pair.tgt_sizes for pair in pairs if hasattr(pair, "tgt_sizes")]
         if split == self.args.train_subset:
             self.sentences_of_pair = {
                 f"{param['src']}-{param['tgt']}": len(data)
@@ -86,6 +91,10 @@ class RoutedDatasetManager(MultilingualDatasetManager):
                 if param["data_category"] == "main"
             }
         return numbered, params
+
+    def target_sizes(self, split: str) -> list[np.ndarray]:
+        """Number of target tokens of each sentence, as binarized, for every data set of a split."""
+        return self._target_sizes.get(split, [])
 
     def sentences_by_route(self, ids: Tensor) -> dict[Route, list[int]]:
         """Rows of a batch, ascending, for each route that has any.

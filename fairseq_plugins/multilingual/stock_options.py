@@ -43,9 +43,10 @@ def options_dataclass(name: str, add_args: Callable[[argparse.ArgumentParser], N
     return make_dataclass(name, fields, bases=(FairseqDataclass,))
 
 
-_StockOptions = options_dataclass("_StockOptions", TranslationMultiSimpleEpochTask.add_args)
+# classes made while the program runs are beyond a type checker
+_StockOptions: Any = options_dataclass("_StockOptions", TranslationMultiSimpleEpochTask.add_args)
 
-_DatasetImpl = ChoiceEnum(get_available_dataset_impl())
+_DatasetImpl: Any = ChoiceEnum(get_available_dataset_impl())
 
 
 @dataclass
@@ -68,6 +69,7 @@ def as_namespace(cfg: Any) -> argparse.Namespace:
             action(None, namespace, value)
             continue
         if isinstance(value, str) and action.type is not None:
-            value = action.type(value)
+            convert: Any = action.type
+            value = convert(value)
         setattr(namespace, action.dest, value)
     return namespace

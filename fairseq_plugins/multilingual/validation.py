@@ -6,6 +6,7 @@ Batches are translated to detokenized text. What a score is made of are counts, 
 
 from __future__ import annotations
 
+import difflib
 import functools
 import json
 from argparse import Namespace
@@ -15,6 +16,7 @@ from typing import Any, Protocol
 import torch
 from fairseq import metrics, utils
 from fairseq.data import Dictionary, encoders
+from fairseq.dataclass.configs import GenerationConfig
 from fairseq.sequence_generator import SequenceGenerator
 from fairseq.tasks.translation import TranslationConfig, TranslationTask
 from sacrebleu.metrics import BLEU
@@ -58,7 +60,7 @@ def bleu(counts: list[float]) -> float:
     ).score
 
 
-def _json_option(flag: str, text: str | None) -> dict[str, Any]:
+def json_option(flag: str, text: str | None) -> dict[str, Any]:
     try:
         options = json.loads(text or "{}")
     except ValueError:
@@ -68,12 +70,34 @@ def _json_option(flag: str, text: str | None) -> dict[str, Any]:
     return options
 
 
+def search_options(text: str | None) -> dict[str, Any]:
+    """`--eval-bleu-args`: options of beam search by their names in fairseq-generate.
+
+    Raises:
+        UserError: not a JSON object, an unknown option, or a value of another kind than the option's.
+    """
+    options = json_option("--eval-bleu-args", text)
+    known = GenerationConfig.__dataclass_fields__
+    for name, value in options.items():
+        if name not in known:
+            close = difflib.get_close_matches(name, known, n=1)
+            hint = f"did you mean {close[0]}?" if close else "use the names of fairseq-generate's options, as in beam"
+            raise UserError(f"--eval-bleu-args: {name} is no option of fairseq-generate; {hint}")
+        default = known[name].default
+        kinds = {bool: (bool,), int: (int,), float: (int, float)}.get(type(default))
+        if kinds and (not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds)):
+            raise UserError(f"--eval-bleu-args: {name} is {value!r}; give a value such as {default!r}")
+    if options.get("beam", 1) < 1:
+        raise UserError(f"--eval-bleu-args: beam is {options['beam']}; give 1 or more")
+    return options
+
+
 class Translator:
     """Beam search, sentencepiece or BPE removal and detokenization as set by the `--eval-bleu-*` options."""
 
     def __init__(self, options: Any) -> None:
-        self._search = Namespace(**_json_option("--eval-bleu-args", options.eval_bleu_args))
-        detokenizer = _json_option("--eval-bleu-detok-args", options.eval_bleu_detok_args)
+        self._search = Namespace(**search_options(options.eval_bleu_args))
+        detokenizer = json_option("--eval-bleu-detok-args", options.eval_bleu_detok_args)
         self._detokenizer = encoders.build_tokenizer(Namespace(tokenizer=options.eval_bleu_detok, **detokenizer))
         self._remove_bpe = options.eval_bleu_remove_bpe
 

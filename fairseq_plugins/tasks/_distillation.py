@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from fairseq import utils
 from fairseq.optim.amp_optimizer import AMPOptimizer
@@ -18,6 +20,8 @@ from ..multilingual.language_tokens import Layout
 from ..teachers.expert import Question, Teacher, Vocabulary
 from ..teachers.lookup import Lookup, Share, Teaching
 from ..teachers.stored import StoredTeacher
+
+logger = logging.getLogger(__name__)
 
 
 class DistillationTask:
@@ -87,7 +91,17 @@ class DistillationTask:
             for pair, folder in folders.items():
                 vocabulary = self.vocabulary(pair)
                 self.stored_teachers[pair] = StoredTeacher(folder, vocabulary, criterion.kd_temperature, self.kd_tail)
+            self._tell_the_rule_of_thumb(criterion)
         return criterion
+
+    def _tell_the_rule_of_thumb(self, criterion) -> None:
+        for pair, teacher in self.teachers.items():
+            if teacher.label_smoothing > 0 and criterion.kd_temperature > 1:
+                logger.warning(
+                    f"the teacher of {pair} was trained with --label-smoothing {teacher.label_smoothing:g} and teaches "
+                    f"at --kd-temperature {criterion.kd_temperature:g}: above 1 such a teacher's students lose "
+                    "accuracy (Chandrasegaran et al. 2022, arXiv 2206.14532); 1 is the rule of thumb"
+                )
 
     def trained_pairs(self) -> list[str]:
         """The language pairs that the student learns, as in en-de."""
@@ -107,6 +121,15 @@ class DistillationTask:
     def data_folder(self) -> Path:
         """The first of the data folders, where the dictionaries are."""
         raise NotImplementedError
+
+    def refuse_left_out_sentences(self, split: str, sizes: list[Any]) -> None:
+        """Raises UserError where --ignore-prefix-size leaves nothing of any sentence; `sizes` of binarized targets."""
+        longest = max((int(np.max(each)) for each in sizes if each is not None and len(each)), default=None)
+        if longest is not None and self._left_out >= longest:
+            raise UserError(
+                f"--ignore-prefix-size {self._left_out} leaves nothing to learn of {split}, whose longest target "
+                f"sentence has {longest} tokens; give a smaller number"
+            )
 
     def begin_epoch(self, epoch, model):
         super().begin_epoch(epoch, model)

@@ -1,6 +1,7 @@
 """One multilingual student on stock `translation_multi_simple_epoch`, taught by one expert per language pair."""
 
 import logging
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Optional  # omegaconf 2.0 cannot read `str | None`
@@ -15,6 +16,7 @@ from omegaconf import II
 
 from ..errors import UserError
 from ..losses.soft_labels import TAILS
+from ..multilingual.binarized import check_binarized, telling_what_is_wrong_with
 from ..multilingual.language_tokens import batch_of, layout_of
 from ..multilingual.pair_options import parse_by_pair
 from ..multilingual.resume import carrying
@@ -44,6 +46,13 @@ class MultilingualTranslationKDConfig(MultilingualTranslationOptions):
             "help": "one teacher per language pair: en-de=PATH,en-ru=PATH:PATH2 with ordinary fairseq checkpoints of "
             "any size that share the student's dictionaries; several joined by ':' are an ensemble. Pairs that are not "
             "named learn from labels alone. Use with --criterion label_smoothed_kd_cross_entropy"
+        },
+    )
+    kd_allow_other_pair: bool = field(
+        default=False,
+        metadata={
+            "help": "take a teacher whose checkpoint says that it was trained on another language pair or direction "
+            "than it is to teach; without this it is refused"
         },
     )
     teacher_outputs: Optional[str] = field(  # noqa: UP045
@@ -91,6 +100,13 @@ class MultilingualTranslationKDTask(DistillationTask, TranslationMultiSimpleEpoc
         self.data_manager = RoutedDatasetManager(args, self.lang_pairs, langs, dicts, self.sampling_method)
         self.kd = cfg
         self.selection = Selection(str(cfg.kd_strategy), cfg.kd_threshold)
+        if cfg.kd_threshold is not None and self.selection.strategy == "fixed":
+            raise UserError(
+                f"--kd-threshold {cfg.kd_threshold} is the margin of --kd-strategy threshold or adaptive: choose one "
+                "of them, or leave it out"
+            )
+        if not math.isfinite(self.selection.margin):
+            raise UserError(f"--kd-threshold {cfg.kd_threshold}: give a finite number of BLEU points")
         self.layout = layout_of(self.target_dictionary, args)
         self.validation = None
         if cfg.eval_bleu or self.selection.strategy != "fixed":
@@ -113,14 +129,15 @@ class MultilingualTranslationKDTask(DistillationTask, TranslationMultiSimpleEpoc
     @classmethod
     def setup_task(cls, cfg, **kwargs):
         args = as_namespace(cfg)
-        for pair in (args.lang_pairs or "").split(","):
+        pairs = (args.lang_pairs or "").split(",")
+        for pair in pairs:
             if len(pair.split("-")) != 2:
                 raise UserError(f"--lang-pairs {args.lang_pairs}: list SOURCE-TARGET pairs, as in en-de,en-ru")
-        try:
+            if pairs.count(pair) > 1:
+                raise UserError(f"--lang-pairs {args.lang_pairs} names {pair} twice; name it once")
+        with telling_what_is_wrong_with(args.data):
             langs, dicts, training = RoutedDatasetManager.prepare(cls.load_dictionary, args, **kwargs)
-        except (FileNotFoundError, ValueError) as problem:
-            raise UserError(str(problem)) from None
-        return cls(args, langs, dicts, training, cfg)
+            return cls(args, langs, dicts, training, cfg)
 
     def build_model(self, cfg, from_checkpoint=False):
         model = super().build_model(cfg, from_checkpoint)
@@ -133,7 +150,9 @@ class MultilingualTranslationKDTask(DistillationTask, TranslationMultiSimpleEpoc
             return {}
         teachers = {}
         for pair, paths in parse_by_pair("--teachers", self.kd.teachers, self.lang_pairs).items():
-            teachers[pair] = load_teacher(paths, self.vocabulary(pair), self.args.left_pad_source)
+            teachers[pair] = load_teacher(
+                paths, self.vocabulary(pair), self.args.left_pad_source, other_pairs=self.kd.kd_allow_other_pair
+            )
             logger.info(f"teacher of {pair}: {paths}; --kd-strategy {self.selection.strategy}")
         return teachers
 
@@ -183,7 +202,10 @@ class MultilingualTranslationKDTask(DistillationTask, TranslationMultiSimpleEpoc
         return self.args.fixed_dictionary or named or str(in_data)
 
     def load_dataset(self, split, epoch=1, combine=False, **kwargs):
-        super().load_dataset(split, epoch, combine, **kwargs)
+        check_binarized(utils.split_paths(self.args.data), split, self.lang_pairs)
+        with telling_what_is_wrong_with(self.args.data):
+            super().load_dataset(split, epoch, combine, **kwargs)
+        self.refuse_left_out_sentences(split, self.data_manager.target_sizes(split))
         if split == self.args.train_subset:
             for pair, stored in self.stored_teachers.items():
                 stored.check_data(self.data_folder(), split, self.data_manager.sentences_of_pair[pair])

@@ -12,7 +12,9 @@ from omegaconf import II
 
 from ..errors import UserError
 from ..losses.soft_labels import TAILS
+from ..multilingual.binarized import check_binarized, telling_what_is_wrong_with
 from ..multilingual.language_tokens import LanguageTokens, layout_of
+from ..multilingual.validation import json_option, search_options
 from ..teachers.expert import Vocabulary, load_teacher
 from ..teachers.lookup import Share
 from ..teachers.stored import KD_TAIL_HELP, TEACHER_OUTPUTS_HELP
@@ -27,6 +29,13 @@ class TranslationKDConfig(TranslationConfig):
             "help": "checkpoint of the teacher, an ordinary fairseq translation model of any size with the same "
             "dictionaries as the student; several, joined by ':', are an ensemble whose probabilities are averaged. "
             "Use with --criterion label_smoothed_kd_cross_entropy. Without it this is stock translation"
+        },
+    )
+    kd_allow_other_pair: bool = field(
+        default=False,
+        metadata={
+            "help": "take a teacher whose checkpoint says that it was trained on another language pair or direction "
+            "than it is to teach; without this it is refused"
         },
     )
     teacher_outputs: Optional[str] = field(  # noqa: UP045
@@ -44,10 +53,11 @@ class TranslationKDTask(DistillationTask, TranslationTask):
 
     @classmethod
     def setup_task(cls, cfg, **kwargs):
-        try:
+        if cfg.eval_bleu:
+            search_options(cfg.eval_bleu_args)
+            json_option("--eval-bleu-detok-args", cfg.eval_bleu_detok_args)
+        with telling_what_is_wrong_with(cfg.data):
             return super().setup_task(cfg, **kwargs)
-        except FileNotFoundError as problem:
-            raise UserError(f"{problem}; give a folder written by fairseq-preprocess") from None
 
     @property
     def pair(self):
@@ -67,7 +77,13 @@ class TranslationKDTask(DistillationTask, TranslationTask):
     def load_teachers(self):
         if self.cfg.teacher is None:
             return {}
-        return {self.pair: load_teacher(self.cfg.teacher, self.vocabulary(self.pair), self.cfg.left_pad_source)}
+        teacher = load_teacher(
+            self.cfg.teacher,
+            self.vocabulary(self.pair),
+            self.cfg.left_pad_source,
+            other_pairs=self.cfg.kd_allow_other_pair,
+        )
+        return {self.pair: teacher}
 
     def store_folders(self):
         if self.cfg.teacher_outputs is None:
@@ -87,7 +103,10 @@ class TranslationKDTask(DistillationTask, TranslationTask):
         return Path(utils.split_paths(self.cfg.data)[0])
 
     def load_dataset(self, split, epoch=1, combine=False, **kwargs):
-        super().load_dataset(split, epoch, combine, **kwargs)
+        check_binarized(utils.split_paths(self.cfg.data), split, [self.pair])
+        with telling_what_is_wrong_with(self.cfg.data):
+            super().load_dataset(split, epoch, combine, **kwargs)
+        self.refuse_left_out_sentences(split, [self.datasets[split].tgt_sizes])
         if split == self.cfg.train_subset:
             for stored in self.stored_teachers.values():
                 stored.check_data(self.data_folder(), split, len(self.datasets[split]))

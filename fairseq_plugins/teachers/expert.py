@@ -22,12 +22,12 @@ from omegaconf import OmegaConf, open_dict
 from torch import Tensor, nn
 
 from ..errors import UserError
+from ..inference_only.checkpoints import read_checkpoint
 from ..losses.soft_labels import ProjectedLogits, SoftLabels
 from ..multilingual.language_tokens import Batch, LanguageTokens, Layout, realign
 from ..multilingual.routes import tokens_of_pair
 from ..multilingual.stock_options import as_namespace
 from .output_layer import plain_output_layer
-from .safe_checkpoint import literal_options, read_checkpoint
 from .vocabularies import check_identical, load_dictionary
 
 logger = logging.getLogger(__name__)
@@ -85,7 +85,12 @@ class Teacher:
     """
 
     def __init__(
-        self, members: list[nn.Module], dictionary: Dictionary, shared_entries: int, language_tokens: LanguageTokens
+        self,
+        members: list[nn.Module],
+        dictionary: Dictionary,
+        shared_entries: int,
+        language_tokens: LanguageTokens,
+        label_smoothing: float = 0.0,
     ) -> None:
         """
         Args:
@@ -93,11 +98,13 @@ class Teacher:
             dictionary: of the target language, with the teacher's own language tokens.
             shared_entries: its first so many entries are the student's, too.
             language_tokens: those that the teacher expects for this pair.
+            label_smoothing: that it was trained with, as far as its checkpoint says.
         """
         self.members = nn.ModuleList(members).eval().requires_grad_(False)
         self.dictionary = dictionary
         self.shared_entries = shared_entries
         self.language_tokens = language_tokens
+        self.label_smoothing = label_smoothing
         limits = [model.max_positions() for model in members]
         self.max_source = min(limit[0] for limit in limits)
         self.max_target = min(limit[1] for limit in limits)
@@ -168,48 +175,57 @@ class Teacher:
                 return of_words(model(**inputs)[0][:, :, shared])
             features = of_words(model(**inputs, features_only=True)[0])
             return ProjectedLogits(features, layer.weight[shared], None if layer.bias is None else layer.bias[shared])
-        averaged = None
-        for model in self.members:
+
+        def lprobs_of(model: nn.Module) -> Tensor:
+            """Less so much that those of all members, each a share of the average, add up."""
             logits = of_words(model(**inputs)[0][:, :, shared])
-            lprobs = torch.log_softmax(logits.float(), dim=-1) - math.log(len(self.members))
-            averaged = lprobs if averaged is None else torch.logaddexp(averaged, lprobs, out=averaged)
+            return torch.log_softmax(logits.float(), dim=-1) - math.log(len(self.members))
+
+        first, *others = self.members
+        averaged = lprobs_of(first)
+        for model in others:
+            torch.logaddexp(averaged, lprobs_of(model), out=averaged)
         return averaged
 
 
-def load_teacher(paths: str, vocabulary: Vocabulary, left_pad_source: bool = True) -> Teacher:
+def load_teacher(
+    paths: str, vocabulary: Vocabulary, left_pad_source: bool = True, *, other_pairs: bool = False
+) -> Teacher:
     """Loads the checkpoints `PATH` or `PATH:PATH:...` (an ensemble) on the CPU.
 
     Args:
         paths: fairseq checkpoints of the tasks in `BILINGUAL_TASKS` or `MULTILINGUAL_TASKS`.
         vocabulary: the student's, for the pair to teach.
         left_pad_source: side on which the student's batches pad the source (recurrent encoders need to know).
+        other_pairs: a bilingual model may be of another language pair or direction, as a warning says then.
 
     Raises:
-        UserError: a file is missing, unsafe or no translation model, or its vocabulary is not the student's.
+        UserError: a file is missing, damaged, unsafe or no translation model, or of another language pair, or its
+            vocabulary is not the student's.
     """
     members, experts = [], []
     # an expert's random initial weights are overwritten, but must not shift the student's random numbers
     with torch.random.fork_rng(devices=[]):
         for path in paths.split(":"):
-            model, *expert = _load_expert(path, vocabulary, left_pad_source)
+            model, *expert = _load_expert(path, vocabulary, left_pad_source, other_pairs)
             members.append(model)
             experts.append(expert)
-    (dictionary, shared_entries, tokens), *others = experts
-    for other_dictionary, _, other_tokens in others:
+    (dictionary, shared_entries, tokens, _), *others = experts
+    for other_dictionary, _, other_tokens, _ in others:
         if other_tokens != tokens or other_dictionary != dictionary:
             raise UserError(f"the models of the ensemble {paths} expect different language tokens: use one kind only")
-    return Teacher(members, dictionary, shared_entries, tokens)
+    return Teacher(members, dictionary, shared_entries, tokens, max(smoothing for *_, smoothing in experts))
 
 
 def _load_expert(
-    path: str, vocabulary: Vocabulary, left_pad_source: bool
-) -> tuple[nn.Module, Dictionary, int, LanguageTokens]:
+    path: str, vocabulary: Vocabulary, left_pad_source: bool, other_pairs: bool
+) -> tuple[nn.Module, Dictionary, int, LanguageTokens, float]:
     state = read_checkpoint(path)
     # by far the largest part, and of no use here
     state.pop("last_optimizer_state", None)
     try:
-        with literal_options():
-            return _rebuilt_expert(path, _upgraded(state), vocabulary, left_pad_source)
+        state = _upgraded(state)
+        return *_rebuilt_expert(path, state, vocabulary, left_pad_source, other_pairs), _label_smoothing(state["cfg"])
     except Exception as problem:  # weights or options that fairseq cannot make a model of: it stumbles in many ways
         first_line = str(problem).splitlines()[0] if str(problem) else ""
         raise UserError(
@@ -218,8 +234,14 @@ def _load_expert(
         ) from None
 
 
+def _label_smoothing(cfg: Any) -> float:
+    """That of the training which a checkpoint's options tell of; 0 where they do not."""
+    smoothing = getattr(getattr(cfg, "criterion", None), "label_smoothing", None)
+    return float(smoothing) if isinstance(smoothing, (int, float)) else 0.0
+
+
 def _rebuilt_expert(
-    path: str, state: dict[str, Any], vocabulary: Vocabulary, left_pad_source: bool
+    path: str, state: dict[str, Any], vocabulary: Vocabulary, left_pad_source: bool, other_pairs: bool
 ) -> tuple[nn.Module, Dictionary, int, LanguageTokens]:
     options, model_options = state["cfg"].task, state["cfg"].model
     task_name = getattr(options, "_name", None) or getattr(options, "task", None)
@@ -235,6 +257,8 @@ def _rebuilt_expert(
         # pretrained embeddings are in the checkpoint by now, and their files need not be here
         model_options.encoder_embed_path = model_options.decoder_embed_path = None
 
+    if task_name in BILINGUAL_TASKS:
+        _check_pair(path, options, vocabulary, other_pairs)
     source = _same_dictionary(path, options, "source", vocabulary.source_lang, vocabulary.source_path)
     target = _same_dictionary(path, options, "target", vocabulary.target_lang, vocabulary.target_path)
     shared_entries = len(target)
@@ -258,6 +282,21 @@ def _upgraded(state: dict[str, Any]) -> dict[str, Any]:
     return checkpoint_utils._upgrade_state_dict(state)
 
 
+def _check_pair(path: str, options: Any, vocabulary: Vocabulary, other_pairs: bool) -> None:
+    """Raises UserError for a bilingual model of another pair or direction, unless they are wanted."""
+    own = getattr(options, "source_lang", None), getattr(options, "target_lang", None)
+    asked = vocabulary.source_lang, vocabulary.target_lang
+    if all(lang in (None, wanted) for lang, wanted in zip(own, asked, strict=True)):
+        return
+    what = f"teacher {path} was trained on {own[0]}-{own[1]}"
+    if not other_pairs:
+        raise UserError(
+            f"{what} and is to teach {asked[0]}-{asked[1]}: name the expert of that pair and direction, or add "
+            "--kd-allow-other-pair if this one is meant"
+        )
+    logger.warning(f"{what} and now teaches {asked[0]}-{asked[1]}")
+
+
 def _same_dictionary(path: str, options: Any, side: str, lang: str, student_path: str) -> Dictionary:
     """The teacher's dictionary for one side of the pair, known to list the same entries as the student's.
 
@@ -266,8 +305,6 @@ def _same_dictionary(path: str, options: Any, side: str, lang: str, student_path
     """
     named = getattr(options, "fixed_dictionary", None) or getattr(options, f"{side}_dict", None)
     own_lang = getattr(options, f"{side}_lang", None)
-    if own_lang not in (None, lang):
-        logger.warning(f"teacher {path} was trained with {side} language {own_lang} and now teaches {lang}")
     folders = [Path(str(options.data).split(":")[0]), Path(path).parent]
     candidates = [Path(named)] if named else [folder / f"dict.{own_lang or lang}.txt" for folder in folders]
     student = load_dictionary(student_path)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import torch
 from fairseq.distributed import DistributedTimeoutWrapper, LegacyDistributedDataParallel, ModuleProxyWrapper
 from fairseq.models.transformer import TransformerDecoderBase, TransformerModelBase
-from torch import nn
+from fairseq.modules import AdaptiveSoftmax
+from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 # The way from features to probabilities: a model or decoder with a way of its own may mean something else by it.
@@ -42,6 +44,17 @@ def plain_output_layer(model: nn.Module) -> tuple[nn.Linear | None, str]:
     if looks_for_unused and (layer.weight is not decoder.embed_tokens.weight or layer.bias is not None):
         return None, "--find-unused-parameters does not see an output layer of its own used outside the model"
     return layer, ""
+
+
+def adaptive_lprobs(softmax: AdaptiveSoftmax, features: Tensor) -> Tensor:
+    """(N, V) log-probabilities of an adaptive softmax (Grave et al. 2017, arXiv 1609.04309) from features (N, D).
+
+    Equal to its `get_log_prob`, which works in place and so has no gradient.
+    """
+    head = softmax.lsm(softmax.head(features))
+    first = softmax.cutoff[0]
+    tails = [softmax.lsm(tail(features)) + head[:, first + nth, None] for nth, tail in enumerate(softmax.tail)]
+    return torch.cat([head[:, :first], *tails], dim=1)
 
 
 def _keeps(module: nn.Module, base: type, methods: tuple[str, ...]) -> bool:

@@ -196,9 +196,7 @@ def test_hostile_teacher_ends_training_with_one_line_and_is_not_executed(toy, co
     run = command_line("fairseq-train", *argv, "--user-dir", plugin, *toy.tiny, *toy.training, "--save-dir", tmp_path)
     assert run.returncode == 2
     assert "Traceback" not in run.stdout
-    assert run.stdout.splitlines()[-1].startswith(
-        f"fairseq-train: error: teacher checkpoint {tmp_path / 'evil.pt'} holds"
-    )
+    assert run.stdout.splitlines()[-1].startswith(f"fairseq-train: error: checkpoint {tmp_path / 'evil.pt'} holds")
     assert not (tmp_path / "executed").exists()
 
 

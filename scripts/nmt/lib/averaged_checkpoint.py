@@ -37,7 +37,7 @@ def average(paths: list[Path]) -> Path:
     import_fairseq()
     import torch
 
-    from fairseq_plugins.teachers.safe_checkpoint import read_checkpoint
+    from fairseq_plugins.inference_only.checkpoints import read_checkpoint
 
     sums: dict[str, torch.Tensor] = {}
     for path in paths:

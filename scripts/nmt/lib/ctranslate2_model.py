@@ -67,7 +67,6 @@ def convert(recorded: Recorded, vocabulary: Vocabulary, folder: Path, *, int8: b
     from ctranslate2.converters.fairseq import FairseqConverter
 
     from fairseq_plugins.multilingual.routes import tokens_of_pair
-    from fairseq_plugins.teachers.safe_checkpoint import literal_options
 
     prefixes, max_source = {}, 0
     for pair in recorded.pairs:
@@ -88,7 +87,7 @@ def convert(recorded: Recorded, vocabulary: Vocabulary, folder: Path, *, int8: b
         checkpoint = Path(scratch) / "checkpoint.pt"
         torch.save({"args": options, "model": recorded.state["model"]}, checkpoint)
         try:
-            with torch.serialization.safe_globals([argparse.Namespace]), quiet(), literal_options():
+            with torch.serialization.safe_globals([argparse.Namespace]), quiet():
                 converter = FairseqConverter(
                     str(checkpoint), str(vocabulary.dictionaries), options.source_lang, options.target_lang
                 )

@@ -111,13 +111,13 @@ def read_recorded(path: Path) -> Recorded:
     from fairseq.dataclass.utils import omegaconf_no_object_check
     from omegaconf import OmegaConf
 
+    from fairseq_plugins.inference_only.checkpoints import read_checkpoint
     from fairseq_plugins.multilingual.stock_options import as_namespace
-    from fairseq_plugins.teachers.safe_checkpoint import literal_options, read_checkpoint
 
     state = read_checkpoint(str(path))
     state.pop("last_optimizer_state", None)  # by far the largest part, and of no use here
     try:
-        with quiet(), literal_options():
+        with quiet():
             if state.get("cfg"):
                 with omegaconf_no_object_check():
                     state["cfg"] = OmegaConf.create(state["cfg"])
@@ -176,7 +176,6 @@ def build_task(recorded: Recorded, pair: LangPair, dictionaries: Path):
     from fairseq.tasks.translation import TranslationConfig, TranslationTask
     from fairseq.tasks.translation_multi_simple_epoch import TranslationMultiSimpleEpochTask
 
-    from fairseq_plugins.teachers.safe_checkpoint import literal_options
     from fairseq_plugins.teachers.vocabularies import load_dictionary
 
     for name in map(dictionary_name, pair):
@@ -200,7 +199,7 @@ def build_task(recorded: Recorded, pair: LangPair, dictionaries: Path):
                     f"{recorded.path} was trained with --{name.replace('_', '-')} {named}, which is missing"
                 )
         try:
-            with quiet(), literal_options():
+            with quiet():
                 task = TranslationMultiSimpleEpochTask.setup_task(options)
         except (ValueError, AssertionError, FileNotFoundError) as problem:
             raise UserError(f"{recorded.path}: {_first_line(problem)}") from None
@@ -229,7 +228,6 @@ def build_model(recorded: Recorded, task):
     from omegaconf import OmegaConf, open_dict
 
     from fairseq_plugins.teachers.expert import MODELS
-    from fairseq_plugins.teachers.safe_checkpoint import literal_options
 
     options = recorded.state["cfg"].model
     arch = getattr(options, "_name", None) or getattr(options, "arch", None)
@@ -239,7 +237,7 @@ def build_model(recorded: Recorded, task):
         # pretrained embeddings are in the checkpoint by now, and their files need not be here
         options.encoder_embed_path = options.decoder_embed_path = None
     try:
-        with quiet(), literal_options():
+        with quiet():
             (model,), _, _ = checkpoint_utils.load_model_ensemble_and_task(
                 [str(recorded.path)], task=task, state=recorded.state
             )

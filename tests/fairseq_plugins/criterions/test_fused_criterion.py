@@ -5,13 +5,15 @@ import math
 
 import pytest
 import torch
+from fairseq.criterions.label_smoothed_cross_entropy import label_smoothed_nll_loss
 from fairseq.distributed import LegacyDistributedDataParallel, ModuleProxyWrapper
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from fairseq_plugins.criterions import label_smoothed_kd_cross_entropy as criterions
 from fairseq_plugins.losses.soft_labels import ProjectedLogits, SoftLabels, TopKLogits
-from fairseq_plugins.teachers.output_layer import plain_output_layer
+from fairseq_plugins.losses.word_level import distil
+from fairseq_plugins.teachers.output_layer import adaptive_lprobs, plain_output_layer
 
 MIXED = [0, 61, 121, 5, 70, 130, 3]
 UNTIED = [
@@ -157,6 +159,34 @@ def test_students_that_end_otherwise_have_no_plain_output_layer(toy, setup, tiny
     layer, reason = plain_output_layer(model)
     assert layer is None
     assert said in reason
+
+
+def test_a_student_with_adaptive_softmax_learns_from_log_probabilities(toy, setup, batch, train, tmp_path):
+    tiny = [*UNTIED, "--adaptive-softmax-cutoff", "10,20"]
+    task, model, criterion = student(toy, setup, "--kd-temperature", 2, tiny=tiny)
+    sample = batch(task, MIXED)
+    loss, _, _, gradients = outcome(task, model.eval(), criterion, sample)
+    softmax = model.decoder.adaptive_softmax
+    assert {name for name, _ in softmax.named_parameters()} <= {name.split("softmax.")[-1] for name in gradients}
+    # fairseq's own log-probabilities, which have no gradient
+    with torch.no_grad():
+        features = model(**sample["net_input"])[0]
+        lprobs = softmax.get_log_prob(features, None)
+        torch.testing.assert_close(adaptive_lprobs(softmax, features.flatten(0, 1)), lprobs.flatten(0, 1))
+        label, _ = label_smoothed_nll_loss(lprobs.flatten(0, 1), sample["target"].flatten(), 0.1, 1, reduce=False)
+        blended = distil(
+            lprobs.flatten(0, 1),
+            label.squeeze(1),
+            task.soft_labels(sample),
+            sentences=len(MIXED),
+            kd_weight=0.9,
+            temperature=2.0,
+        )
+        expected = blended.loss.sum()
+    torch.testing.assert_close(loss, expected)
+    argv = [*toy.multilingual, *tiny, *toy.training, *toy.task, "--teachers", f"en-de={toy.de},en-ru={toy.ru}"]
+    logs = train([*argv, "--max-update", 12, "--disable-validation", "--no-save", "--save-dir", tmp_path])
+    assert float(logs["train_inner"][-1]["loss"]) < float(logs["train_inner"][0]["loss"])
 
 
 def test_a_student_with_its_own_way_to_probabilities_is_taught_from_them_and_the_log_says_so(toy, setup, batch, caplog):

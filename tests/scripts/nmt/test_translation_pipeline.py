@@ -72,7 +72,7 @@ def test_a_finished_pipeline_is_not_run_again(pipeline, run_script, tiny):
 
 
 def test_a_training_in_two_goes_ends_as_one_in_one(pipeline, run_script, tiny, tmp_path):
-    from fairseq_plugins.teachers.safe_checkpoint import read_checkpoint
+    from fairseq_plugins.inference_only.checkpoints import read_checkpoint
 
     for epochs in (5, 12):
         variables = tiny | {"DATA": pipeline / "data", "OUT": tmp_path, "PAIRS": "en-de", "MAX_EPOCH": epochs}
