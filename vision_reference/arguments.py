@@ -96,7 +96,7 @@ def _text(text: str) -> str:
 
 
 _count, _natural = _number(int, 1), _number(int, 0)
-_positive, _non_negative = _number(float, 0, open_low=True), _number(float, 0)
+_positive, _non_negative = _number(float, 0, 1e30, open_low=True), _number(float, 0, 1e30)  # fit into a float32
 _share = _number(float, 0, 1)
 _side = _number(int, 1, 4096)
 _seed = _number(int, 0, 2**63 - 1)  # what torch's, numpy's and Python's generators take

@@ -87,7 +87,7 @@ def _ending(error: BaseException, go_on: str) -> tuple[int | None, str]:
     if isinstance(error, MemoryError) or "OutOfMemory" in type(error).__name__ or "can't allocate memory" in str(error):
         return 2, f"error: out of memory; lower --batch-size, --workers or the sizes of the images{after}"
     if isinstance(error, OSError):
-        files = " -> ".join(f"'{file}'" for file in (error.filename, error.filename2) if file is not None)
+        files = " -> ".join(f"'{str(file)[-300:]}'" for file in (error.filename, error.filename2) if file is not None)
         hint = _HINTS.get(error.errno or 0)
         reason = error.strerror or " ".join(str(error).split()) or type(error).__name__
         hint = f"; {hint}" if hint else ""

@@ -414,8 +414,8 @@ def train(args: argparse.Namespace, machine: Machine) -> None:
         resume(learner, checkpoint, str(source), args, rank)
         start_epoch, best = checkpoint["epoch"] + 1, checkpoint["best"]
     if start_epoch >= args.epochs:
-        had = f"{source} has" if checkpoint else f"--start-epoch {start_epoch} leaves none of"
-        rank.say(f"nothing to do: {had} all {args.epochs} epochs" if args.epochs else "nothing to do: --epochs is 0")
+        begun = f"{source} has all" if checkpoint else f"--start-epoch {start_epoch} leaves none of"
+        rank.say(f"nothing to do: {begun} {args.epochs} epochs")
         return
 
     if not (output / "best.pth").is_file():  # going on in another folder: it is to have one of its own

@@ -175,7 +175,9 @@ def weights_in(checkpoint: object, arch: str | None, *, source: str, ema: bool =
     if arch is not None and found is not None and found != arch:
         raise UserError(f"'{source}' holds weights of {found}, not of {arch}; name the network {found} or give others")
     for name, value in weights.items():
-        if not (isinstance(name, str) and isinstance(value, Tensor)):
+        if not isinstance(name, str):
+            raise UserError(f"'{source}': a weight is called {str(name)[:20]}, which is no text")
+        if not isinstance(value, Tensor):
             raise UserError(f"'{source}': entry '{name}' of the weights is no tensor but {type(value).__name__}")
     return _strip_prefixes({name: value for name, value in weights.items() if name != "n_averaged"})
 
