@@ -657,7 +657,7 @@ def test_damaged_records_do_not_end_a_run_and_good_ones_stay(tmp_path):
         "--val-crop-size 0",
         "--train-crop-size 99999",
         "--seed 18446744073709551616",
-        "--wd 1e308",
+        "--momentum 1e308",
         "--lr nan",
         "--lr inf",
         "--mixup-alpha 1e308",
