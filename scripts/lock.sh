@@ -5,6 +5,7 @@
 #   requirements/python3.10-dali-cuda120.txt  what the newer DALI adds instead
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
+case "${1:-}" in -h | --help) sed -n '2,/^set -/{/^set -/d;s/^# \{0,1\}//p}' "${BASH_SOURCE[0]}"; exit 0 ;; esac
 source scripts/lib/uv.sh
 
 compile=("$UV" pip compile --quiet pyproject.toml --python-version 3.10 --generate-hashes --no-emit-index-url

@@ -14,7 +14,7 @@ The folder of a study:
   study.json      what is planned, what failed
   config.yaml     the configuration as it was run
   runs/           a folder for each job, with run.json and train.log
-  index.html, report.md, figures/   the report
+  report.html, report.md, figures/   the report
 """
 
 import argparse
@@ -325,7 +325,15 @@ def remove_earlier(output: Path) -> None:
         return
     for name in ("runs", "figures", "analysis"):
         shutil.rmtree(output / name, ignore_errors=True)
-    for name in ("results.jsonl", "config.yaml", "index.html", "report.md", "summary.json", "summary.md", "study.lock"):
+    for name in (
+        "results.jsonl",
+        "config.yaml",
+        "report.html",
+        "report.md",
+        "summary.json",
+        "summary.md",
+        "study.lock",
+    ):
         (output / name).unlink(missing_ok=True)
     (output / MARK).unlink()  # last: an interrupted removal can be repeated
 
@@ -353,6 +361,7 @@ def run(
         output.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError):
         raise UserError(f"--output {output} is a file; give a folder") from None
+    os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"  # has fairseq-train
     if study.kind == TRANSLATION and not jobs.gpus():
         from scripts.nmt.lib.recipe import KEEP_MEMORY
 
@@ -423,9 +432,9 @@ def show_status(output: Path) -> bool:
 
 def write_report(folder: Path) -> Path:
     """Write the page; returns its path."""
-    from scripts.studies.page import write_page
+    from scripts.studies import page  # draws: takes a second to import
 
-    return write_page(folder)
+    return page.write_report(folder)
 
 
 def main() -> None:

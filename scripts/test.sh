@@ -4,6 +4,7 @@
 #   bash scripts/test.sh -k resume -x    arguments go to pytest
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
+case "${1:-}" in -h | --help) sed -n '2,/^set -/{/^set -/d;s/^# \{0,1\}//p}' "${BASH_SOURCE[0]}"; exit 0 ;; esac
 
 bash scripts/setup.sh
 .venv/bin/ruff check .

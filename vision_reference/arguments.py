@@ -98,9 +98,17 @@ def _text(text: str) -> str:
 _count, _natural = _number(int, 1), _number(int, 0)
 _positive, _non_negative = _number(float, 0, 1e30, open_low=True), _number(float, 0, 1e30)  # fit into a float32
 _share = _number(float, 0, 1)
+_part = _number(float, 0, 0.9, open_low=True)
 _side = _number(int, 1, 4096)
 _seed = _number(int, 0, 2**63 - 1)  # what torch's, numpy's and Python's generators take
 _temperature = _number(float, 0.01, 1000)
+
+
+def _dataset(text: str) -> str:
+    """An argparse type: a data set by name, or package.module:function."""
+    if text not in ("imagefolder", "cub200") and not re.fullmatch(r"[\w.]+:\w+", text):
+        raise argparse.ArgumentTypeError(f"'{text}' is not imagefolder, cub200 or package.module:function")
+    return text
 
 
 def _device(text: str) -> str:
@@ -284,9 +292,16 @@ def changed_flags(before: dict, now: dict) -> str:
 
 
 def _fill_in_sizes(args: argparse.Namespace, *names: str) -> None:
+    """Sizes that were not given: those of ``--image-size``, in the preset's proportion, or the preset's own."""
+    preset = PRESETS[args.preset]
     for name in names:
-        if getattr(args, name) is None:
-            setattr(args, name, getattr(PRESETS[args.preset], name))
+        if getattr(args, name) is not None:
+            continue
+        size = getattr(preset, name)
+        if args.image_size:
+            size = round(size * args.image_size / preset.val_crop_size)
+            args.given = sorted({*args.given, name})
+        setattr(args, name, size)
 
 
 def _check_soft_labels(args: argparse.Namespace) -> None:
@@ -310,6 +325,8 @@ def _check_data(args: argparse.Namespace) -> None:
     """Refuses what the chosen data set or loader would have to ignore."""
     if args.download and args.dataset != "cub200":
         raise UserError("--download fetches CUB-200-2011 only; give --dataset cub200 or drop it")
+    if args.split and args.dataset != "imagefolder":
+        raise UserError(f"--split is for --dataset imagefolder; {args.dataset} has a split of its own")
     if args.loader != "dali":
         if args.dali_device:
             raise UserError("--dali-device was given without --loader dali; give both or neither")
@@ -334,7 +351,19 @@ def _add_data(group) -> None:
         help="folder with train/ and val/, one subfolder of images per class; for cub200 the folder of CUB_200_2011/",
     )
     group.add_argument(
-        "--dataset", choices=("imagefolder", "cub200"), default="imagefolder", help="(default: imagefolder)"
+        "--dataset",
+        type=_dataset,
+        default="imagefolder",
+        metavar="NAME",
+        help="imagefolder, cub200, or a function of your own as package.module:function, listing (path, class name) "
+        "pairs for (folder, 'train' or 'val') (default: imagefolder)",
+    )
+    group.add_argument(
+        "--split",
+        type=_part,
+        metavar="SHARE",
+        help="imagefolder without val/: evaluate on this share of each class of train/ (by the files' names), "
+        "train on the rest",
     )
     group.add_argument("--download", action="store_true", help="cub200: fetch it into --data-path where it is missing")
     group.add_argument(
@@ -369,6 +398,12 @@ _SIZES = "side in pixels (default: {}; digits, cifar10, cifar100: 32)"
 
 def _add_views(group) -> None:
     group.add_argument("--train-crop-size", type=_side, help="training crop: " + _SIZES.format(224))
+    group.add_argument(
+        "--image-size",
+        type=_count,
+        metavar="N",
+        help="crops of N pixels in training and evaluation; resizing before the latter by the preset's proportion",
+    )
     group.add_argument("--interpolation", choices=("bilinear", "bicubic", "nearest"), default="bilinear")
     policies = ("ra", "ta_wide", "augmix", "imagenet", "cifar10", "svhn")
     group.add_argument(
@@ -447,7 +482,7 @@ def _add_distillation(group) -> None:
         action=argparse.BooleanOptionalAction,
         default=True,
         help="GPU: the teacher answers the next batch while the student learns from this one; without it, its memory "
-        "is one batch smaller (default: on)",
+        "is one batch smaller",
     )
     group.add_argument(
         "--soft-labels",
@@ -459,8 +494,8 @@ def _add_distillation(group) -> None:
     group.add_argument(
         "--kd-tail",
         choices=TAILS,
-        help="classes beyond the stored top k: spread their probability evenly (uniform), or renormalize without them "
-        "(drop) (default: uniform)",
+        help="classes beyond the stored top k: spread their probability evenly (uniform), renormalize without them "
+        "(drop), or match their sum alone (bucket) (default: uniform)",
     )
     group.add_argument(
         "--kd-temperature",

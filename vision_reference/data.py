@@ -13,7 +13,8 @@ from vision_reference.images.cub200 import cub200
 from vision_reference.images.dali_loader import DaliLoader
 from vision_reference.images.dali_views import EvaluationView, StoredView, TrainingView
 from vision_reference.images.decoding import read_image, read_pixels
-from vision_reference.images.folders import Sample, Samples, check_same_classes, image_folder, some
+from vision_reference.images.folders import Sample, Samples, check_same_classes, image_folder, some, split_off
+from vision_reference.images.own_data import own_data
 from vision_reference.images.pipelines import Normalize, evaluation_pipeline, training_pipeline
 from vision_reference.images.presets import PRESETS, Preset
 from vision_reference.images.samplers import BatchSampler, EvalBatchSampler, TrainBatchSampler
@@ -21,7 +22,7 @@ from vision_reference.images.torch_loader import ImageDataset, TorchvisionLoader
 from vision_reference.images.unreadable_files import readable_samples, report
 from vision_reference.loaders import MixingLoader, SoftLabelLoader, TeacherLoader
 from vision_reference.machine import Rank, usable_workers
-from vision_reference.soft_labels.store import open_soft_labels
+from vision_reference.soft_labels.stored_teachers import open_soft_labels
 from vision_reference.soft_labels.views import DaliViewLoader, ViewDataset
 
 Loader = TorchvisionLoader | DaliLoader | MixingLoader | SoftLabelLoader | TeacherLoader
@@ -126,7 +127,7 @@ def build_loaders(
     if data.train is None:
         return None, val, data.classes
 
-    stored = open_soft_labels(args, data.train, len(data.classes), rank) if args.soft_labels else None
+    stored = open_soft_labels(args, data.train, data.classes, rank) if args.soft_labels else None
     batches = TrainBatchSampler(
         len(data.train),
         args.batch_size,
@@ -214,13 +215,12 @@ def list_samples(args: argparse.Namespace, rank: Rank, *, training: bool = True)
     if args.dataset == "cub200":
         birds = cub200(root, download=args.download)
         train, val, classes = birds.train if training else None, birds.test, birds.classes
+    elif args.dataset != "imagefolder":
+        train, val, classes = own_data(args.dataset, root, training=training)
     else:
         if root.exists() and not root.is_dir():
             raise UserError(f"--data-path {root} is a file; it must be a folder with train/ and val/")
-        val, classes = image_folder(root / "val", cache=args.cache_dataset)
-        if training:
-            train, train_classes = image_folder(root / "train", cache=args.cache_dataset)
-            check_same_classes(train_classes, classes)
+        train, val, classes = _train_and_val(root, args.split, training, cache=args.cache_dataset)
 
     def kept(name: str, samples: Sequence[Sample]) -> Samples:
         if not args.skip_unreadable:
@@ -235,6 +235,27 @@ def list_samples(args: argparse.Namespace, rank: Rank, *, training: bool = True)
         return good
 
     return Data(kept("training", train) if train is not None else None, kept("validation", val), classes)
+
+
+def _train_and_val(
+    root: Path, split: float | None, training: bool, *, cache: bool
+) -> tuple[Sequence[Sample] | None, Sequence[Sample], list[str]]:
+    """Training samples (None where they are not asked for), evaluation samples, classes."""
+    has_val = (root / "val").exists()
+    if split:
+        if has_val:
+            raise UserError(f"--split {split:g} was given, but {root / 'val'} exists; drop --split or move that folder")
+        everything, classes = image_folder(root / "train", cache=cache)
+        rest, part = split_off(everything, classes, split, root / "train")
+        return rest if training else None, part, classes
+    if not has_val and (root / "train").is_dir():
+        raise UserError(f"no folder {root / 'val'}; give --split 0.1 to evaluate on a tenth of each class of train/")
+    val, classes = image_folder(root / "val", cache=cache)
+    if not training:
+        return None, val, classes
+    train, train_classes = image_folder(root / "train", cache=cache)
+    check_same_classes(train_classes, classes)
+    return train, val, classes
 
 
 def _pipeline_and_reader(look: Look) -> tuple[Callable, Callable]:

@@ -107,7 +107,7 @@ def _speaks_for_all(error: BaseException) -> bool:
         return False
     try:
         with _sigterm_raises():
-            time.sleep(3)
+            time.sleep(10)
     except (KeyboardInterrupt, Terminated):
         return False
     return True

@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import tempfile
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -94,3 +95,50 @@ def cache_file(kind: str, key: object) -> Path:
     name = hashlib.sha256(json.dumps(key).encode()).hexdigest()[:32]
     root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     return root / "lskd" / kind / f"{name}.json"
+
+
+def seal(content: dict) -> bytes:
+    """JSON of ``content`` and the SHA-256 of it, for ``unseal``."""
+    digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+    return json.dumps({**content, "sha256": digest}, indent=1).encode()
+
+
+def unseal(path: Path) -> dict:
+    """What was sealed into a file.
+
+    Raises:
+        ValueError: it is not what ``seal`` made, to the last character.
+        OSError: it cannot be read.
+    """
+    text = path.read_bytes()
+    try:
+        content = json.loads(text)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+    if not isinstance(content, dict) or content.pop("sha256", None) is None or seal(content) != text:
+        raise ValueError("its checksum does not match")
+    return content
+
+
+def write_through(file: BinaryIO, content: bytes) -> None:
+    """Write all of ``content`` to an unbuffered file; it is on the disk when this returns."""
+    left = memoryview(content)
+    while left:
+        left = left[file.write(left) :]
+    os.fsync(file.fileno())
+
+
+def journal_line(entry: dict) -> bytes:
+    """A line for a file that only grows, with a checksum of its own."""
+    text = json.dumps(entry).encode()
+    return b"%08x %s\n" % (zlib.crc32(text), text)
+
+
+def read_journal(path: Path) -> list[dict]:
+    """What was put into ``journal_line``, in order, without lines that a kill cut short or that have changed since."""
+    entries = []
+    for line in path.read_bytes().splitlines() if path.exists() else []:
+        checksum, _, text = line.partition(b" ")
+        if checksum == b"%08x" % zlib.crc32(text):
+            entries.append(json.loads(text))
+    return entries

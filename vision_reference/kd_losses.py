@@ -23,6 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vision_reference.errors import UserError
+from vision_reference.soft_labels.codec import NOTHING
 from vision_reference.user_functions import import_function
 
 KdLoss = Callable[[Tensor, Tensor, Tensor, float], Tensor]
@@ -39,7 +40,9 @@ def kd_divergence(student_logits: Tensor, teacher_logits: Tensor, temperature: f
 
     Args:
         student_logits: (B, K), any floating type.
-        teacher_logits: (B, K), any floating type; no gradient flows to it.
+        teacher_logits: (B, K), any floating type; no gradient flows to it. Or (B, K + 1): the last one stands for all
+            classes together whose own logit is ``codec.NOTHING``, and the student's probabilities of these are summed,
+            too (``--kd-tail bucket``).
         temperature: T > 0.
 
     Returns:
@@ -48,6 +51,9 @@ def kd_divergence(student_logits: Tensor, teacher_logits: Tensor, temperature: f
     Raises:
         ValueError: the shapes differ or T is not positive.
     """
+    asked = loss_type(student_logits)
+    if teacher_logits.shape[1] == student_logits.shape[1] + 1:
+        student_logits = _with_bucket(student_logits, teacher_logits, temperature)
     if student_logits.shape != teacher_logits.shape:
         raise ValueError(f"student {tuple(student_logits.shape)} and teacher {tuple(teacher_logits.shape)} differ")
     if not temperature > 0:
@@ -55,7 +61,15 @@ def kd_divergence(student_logits: Tensor, teacher_logits: Tensor, temperature: f
     student_lprobs = F.log_softmax(student_logits.double() / temperature, dim=1)
     teacher_lprobs = F.log_softmax(teacher_logits.detach().double() / temperature, dim=1)
     divergence = F.kl_div(student_lprobs, teacher_lprobs, reduction="batchmean", log_target=True)
-    return (temperature**2 * divergence).to(loss_type(student_logits))
+    return (temperature**2 * divergence).to(asked)
+
+
+def _with_bucket(student_logits: Tensor, teacher_logits: Tensor, temperature: float) -> Tensor:
+    """(B, K + 1) as ``teacher_logits``: classes without a logit of their own together are the last one."""
+    together = teacher_logits[:, :-1] <= NOTHING / 2
+    student_logits = student_logits.double()
+    others = (student_logits / temperature).masked_fill(~together, -torch.inf).logsumexp(dim=1, keepdim=True)
+    return torch.cat([student_logits.masked_fill(together, NOTHING), temperature * others], dim=1)
 
 
 def kl(student_logits: Tensor, teacher_logits: Tensor, targets: Tensor, temperature: float) -> Tensor:

@@ -14,7 +14,7 @@ from torchvision.transforms import v2
 from vision_reference.distillation import Teacher
 from vision_reference.images.batch import Batch, Loader
 from vision_reference.images.samplers import combine_seeds, seeded
-from vision_reference.soft_labels.store import SoftLabels
+from vision_reference.soft_labels.stored_teachers import SoftLabels
 
 
 class TaughtBatch(NamedTuple):

@@ -18,11 +18,12 @@ import argparse
 import secrets
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
 import numpy as np
 import torch
+from tqdm import tqdm
 
 if not __package__:  # run as a file: the root of the clone takes the place of its own folder
     sys.path[0] = str(Path(__file__).resolve().parents[1])
@@ -37,11 +38,12 @@ from vision_reference.images.presets import PRESETS
 from vision_reference.images.samplers import view_seed
 from vision_reference.machine import Machine, barrier, choose_machine, from_main
 from vision_reference.networks.heads import check_input_sizes
-from vision_reference.soft_labels import writer as writing
 from vision_reference.soft_labels.codec import encode, error_rows, error_sums, error_table
 from vision_reference.soft_labels.provenance import describe_data, hash_weights, pixel_flags, versions
-from vision_reference.soft_labels.store import BLOCK, FORMAT, Block, Store, all_blocks, check_belongs, record_types
+from vision_reference.soft_labels.store import BLOCK, FORMAT, Block, Store, record_types
+from vision_reference.soft_labels.stored_teachers import check_belongs
 from vision_reference.soft_labels.views import KeyBatchSampler, ViewBatchSampler
+from vision_reference.soft_labels.writer import Writer, read_plan, sizes
 
 _SECONDS_BETWEEN_LINES = 5
 # How far a logit may be off, as a share of the largest one (at least 1): float16 keeps 2**-11 of a number; other batch
@@ -53,7 +55,6 @@ def main(args: argparse.Namespace) -> None:
     """Store, or go on storing, and check."""
     machine = choose_machine(args)
     rank, folder = machine.rank, Path(args.output_dir)
-    folder.mkdir(parents=True, exist_ok=True)
     data = list_samples(args, rank)
     samples, classes = data.train, data.classes
     if args.top_k and args.top_k >= len(classes):
@@ -63,11 +64,10 @@ def main(args: argparse.Namespace) -> None:
     for note in trained.notes:
         rank.say(note)
 
-    plan = None
+    writer = None
     if rank.is_main:
-        plan = make_plan(args, machine, samples, len(classes), hash_weights(trained.network))
-        writing.begin(folder, plan)
-    plan = from_main(plan)
+        writer = Writer(folder, make_plan(args, machine, samples, classes, hash_weights(trained.network)))
+    plan, whole, done = from_main((writer.plan, writer.whole, set(writer.done)) if writer else None)
     teacher = Teacher(
         trained.network,
         machine.device,
@@ -76,19 +76,22 @@ def main(args: argparse.Namespace) -> None:
         compile=args.compile,
         renormalize=trained.renormalize,
     )
-    finished = from_main((folder / "manifest.json").is_file())
-    if not finished:
-        store(args, machine, teacher, samples, plan, folder)
+    if not whole:
+        with writer or Writer(folder, plan, rank.rank) as writer:
+            store(args, machine, teacher, samples, writer, done)
     if rank.is_main:
-        writing.clean(folder)
         stored = Store(folder)
-        rank.say(f"{folder} is whole" + (", nothing to store" if finished else ""))
-        print(error_table(stored.manifest["errors"], stored.count * stored.images), flush=True)
+        if damage := stored.damage(stored.blocks):
+            raise UserError(damage)
+        rank.say(f"{folder} is whole" + (", nothing to store" if whole else ""))
+        print(error_table(stored.errors, stored.count * stored.images), flush=True)
         if args.check and not check(args, machine, teacher, samples, stored):
             sys.exit(1)
 
 
-def make_plan(args: argparse.Namespace, machine: Machine, samples: Samples, classes: int, weights_hash: str) -> dict:
+def make_plan(
+    args: argparse.Namespace, machine: Machine, samples: Samples, classes: list[str], weights_hash: str
+) -> dict:
     """The manifest but for checksums and errors: what is to be stored, from what.
 
     Raises:
@@ -110,12 +113,12 @@ def make_plan(args: argparse.Namespace, machine: Machine, samples: Samples, clas
     }
     if args.same_views_as:
         other = Store(Path(args.same_views_as))
-        check_belongs(other.manifest, plan, other.folder)
-        if other.manifest["pixels"] != plan["pixels"]:
-            raise UserError(f"{other.folder} was stored with --loader {other.manifest['pixels']['loader']}; give it")
+        check_belongs(other, plan["data"], plan["pixels"])
+        if other.pixels != plan["pixels"]:
+            raise UserError(f"{other.folder} was stored with --loader {other.pixels['loader']}; give it")
         plan["views"] = other.manifest["views"]
         return plan
-    found = writing.read_plan(Path(args.output_dir)) or {"views": {"count": 1, "seed": secrets.randbelow(2**31)}}
+    found = read_plan(Path(args.output_dir)) or {"views": {"count": 1, "seed": secrets.randbelow(2**31)}}
     for name, value in plan["views"].items():
         if value is None:
             plan["views"][name] = found["views"][name]
@@ -123,31 +126,33 @@ def make_plan(args: argparse.Namespace, machine: Machine, samples: Samples, clas
 
 
 def store(
-    args: argparse.Namespace, machine: Machine, teacher: Teacher, samples: Samples, plan: dict, folder: Path
+    args: argparse.Namespace,
+    machine: Machine,
+    teacher: Teacher,
+    samples: Samples,
+    writer: Writer,
+    done: Collection[int],
 ) -> None:
-    """Write the blocks that are missing, shared by all processes, and the manifest."""
-    rank, count = machine.rank, plan["views"]["count"]
-    blocks = all_blocks(plan)
-    done = from_main(set(writing.done_blocks(folder)) if rank.is_main else None)
-    size = writing.readable(sum(writing.sizes(plan).values()))
-    rank.say(f"{args.teacher} about {count} views of each of {len(samples)} images: {size} in {folder}")
-    rank.say(f"seed {plan['views']['seed']}" + (f"; going on after {len(done)} of {len(blocks)} blocks" * bool(done)))
+    """Write the blocks that are not ``done``, shared by all processes, and the manifest."""
+    rank, plan, blocks = machine.rank, writer.plan, writer.blocks
+    size = tqdm.format_sizeof(sum(sizes(plan).values()), "B")
+    count, seed = plan["views"]["count"], plan["views"]["seed"]
+    rank.say(f"{args.teacher} about {count} views of each of {len(samples)} images: {size} in {writer.folder}")
+    rank.say(f"seed {seed}" + (f"; going on after {len(done)} of {len(blocks)} blocks" * bool(done)))
     missing = [block for block in blocks if block.number not in done]
     own = missing[rank.rank :: rank.world_size]
     batches = ViewBatchSampler(own, plan["views"]["seed"], args.batch_size)
     reading = Reading.of(args, machine.device, machine.memory_format)
     loader = view_loader(samples, batches, Look.of(args), reading)
     progress = _Progress(own, rank.world_size)
-    writer = writing.Writer(folder, rank.rank)
     shown = loader.epoch(0)
     for block in own:
         writer.write(block, *make_block(block, shown, batches, teacher, plan))
         if rank.is_main:
             progress.show(block)
-    writer.close()
     barrier()
     if rank.is_main:
-        writing.finish(folder, error_rows(plan["data"]["classes"], args.top_k))
+        writer.finish(error_rows(plan["data"]["classes"], args.top_k))
     barrier()
 
 
@@ -163,8 +168,7 @@ def make_block(
         UserError: the teacher's logits are not finite.
     """
     labels = plan["labels"]
-    types = record_types(plan["data"]["classes"], labels["top_k"], labels["temperatures"])
-    records = {name: np.empty(block.stop - block.start, kind) for name, kind in types.items()}
+    records = {name: np.empty(block.stop - block.start, kind) for name, kind in record_types(plan).items()}
     views, stored = records.values()
     errors, place = 0, 0
     for _ in range(batches.batches_of(block)):
@@ -213,7 +217,7 @@ def check(args: argparse.Namespace, machine: Machine, teacher: Teacher, samples:
         differences.append(np.abs(logits.cpu().numpy() - records["logits"].astype(np.float64)))
     largest = max(part.max() for part in differences)
     mean = sum(part.sum() for part in differences) / sum(part.size for part in differences)
-    limit = _TOLERANCE[stored.manifest["teacher"]["precision"]] * scale
+    limit = _TOLERANCE[stored.precision] * scale
     good = bool(largest <= limit) and not moved
     print(
         f"check of {len(keys)} views: stored values are off by at most {largest:.2g}, {mean:.2g} in the mean (limit "
@@ -248,4 +252,6 @@ class _Progress:
 
 
 if __name__ == "__main__":
-    run_command("store_soft_labels.py", lambda: main(parse_store_args()))
+    run_command(
+        "store_soft_labels.py", lambda: main(parse_store_args()), go_on="run the same command again, it goes on"
+    )

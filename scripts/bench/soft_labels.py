@@ -60,9 +60,10 @@ from vision_reference.learner import build_learner
 from vision_reference.loaders import SoftLabelLoader, TeacherLoader
 from vision_reference.machine import choose_machine
 from vision_reference.networks.by_name import build_model
-from vision_reference.soft_labels import writer as writing
 from vision_reference.soft_labels.codec import REPORTED, encode, error_rows
-from vision_reference.soft_labels.store import BLOCK, FORMAT, SoftLabels, Store, all_blocks, record_types
+from vision_reference.soft_labels.store import BLOCK, FORMAT, Store, record_types
+from vision_reference.soft_labels.stored_teachers import SoftLabels
+from vision_reference.soft_labels.writer import Writer
 from vision_reference.train import train_one_epoch
 
 STUDENTS = ("resnet18", "mobilenet_v2")
@@ -106,19 +107,15 @@ def write_store(folder: Path, images: int) -> Store:
     plan = {"format": FORMAT, "teacher": {"arch": TEACHER, "weights_sha256": "", "precision": "fp32"}}
     plan |= {"data": {"images": images, "classes": CLASSES, "sha256": "", "covers": ""}, "pixels": {}, "versions": {}}
     plan |= {"views": {"count": 1, "seed": 0}, "labels": {"top_k": None, "temperatures": []}, "block": BLOCK}
-    writing.begin(folder, plan)
-    writer = writing.Writer(folder, 0)
     rows = error_rows(CLASSES, None)
-    for block in all_blocks(plan):
-        records = {
-            name: np.zeros(block.stop - block.start, kind) for name, kind in record_types(CLASSES, None, []).items()
-        }
-        views, labels = records.values()
-        views["seed"] = range(block.start, block.stop)
-        labels["logits"] = encode(4 * torch.randn(len(labels), CLASSES), None, [])["logits"].numpy()
-        writer.write(block, records, np.zeros((len(rows), len(REPORTED))))
-    writer.close()
-    writing.finish(folder, rows)
+    with Writer(folder, plan) as writer:
+        for block in writer.blocks:
+            records = {name: np.zeros(block.stop - block.start, kind) for name, kind in record_types(plan).items()}
+            views, labels = records.values()
+            views["seed"] = range(block.start, block.stop)
+            labels["logits"] = encode(4 * torch.randn(len(labels), CLASSES), None, [])["logits"].numpy()
+            writer.write(block, records, np.zeros((len(rows), len(REPORTED))))
+        writer.finish(rows)
     return Store(folder)
 
 

@@ -9,6 +9,7 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 source scripts/lib/recipe.sh
+own_settings TEACHER_EPOCHS STUDENT_EPOCHS
 recipe_settings data/cifar10 results/cifar10 1 "0.0 0.1" "1 3" "$@"
 share_batch 128
 : "${TEACHER_EPOCHS:=30}" "${STUDENT_EPOCHS:=30}"

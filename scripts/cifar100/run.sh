@@ -12,6 +12,7 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 source scripts/lib/recipe.sh
+own_settings TEACHER STUDENTS KD_WEIGHT
 : "${TEACHER:=resnet56}" "${STUDENTS:=resnet20}" "${KD_WEIGHT:=0.9}"
 : "${AMP_DTYPE:=none}" "${CHECKPOINT:=checkpoint.pth}" # full precision and the last epoch, as published
 recipe_settings data/cifar100 results/cifar100 1 "0.0 0.1" "1 4" "$@"

@@ -9,6 +9,7 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 source scripts/lib/recipe.sh
+own_settings INIT_WEIGHTS
 recipe_settings data/cub results/cub 1 "0.0 0.1" "" "$@"
 share_batch 256
 : "${INIT_WEIGHTS:=results/imagenet/teacher_resnet50_alpha{alpha\}/$CHECKPOINT}"

@@ -12,15 +12,13 @@ import shutil
 import sys
 from pathlib import Path
 
-import numpy as np
-from PIL import Image
-from sklearn.datasets import load_digits
-from sklearn.model_selection import train_test_split
-
 if not __package__:  # run as a file: the root of the clone takes the place of its own folder
     sys.path[0] = str(Path(__file__).resolve().parents[2])
 
 
+from vision_reference.errors import UserError, run_command
+
+MARK = ".digits-being-written"  # in a folder of ours that is not whole yet, and may be removed
 SIDE = 32  # pixels; the scans are 8x8
 VAL_SHARE = 0.2
 
@@ -33,11 +31,22 @@ def main() -> None:
     if (output / "train").is_dir() and (output / "val").is_dir():
         print(f"{output} already holds the digits")
         return
-    if output.exists() and any(output.iterdir()):
-        sys.exit(f"digits.py: error: {output} holds other files; give a new folder")
     partial = output.with_name(output.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
+    for folder in (output, partial):
+        if folder.exists() and not folder.is_dir():
+            raise UserError(f"{folder} is a file; give a new folder")
+    if output.exists() and any(output.iterdir()):
+        raise UserError(f"{output} holds other files; give a new folder")
+    if partial.exists() and any(partial.iterdir()):
+        if not (partial / MARK).is_file():
+            raise UserError(
+                f"{partial} is in the way and was not written by this command; move it or give another folder"
+            )
+        shutil.rmtree(partial)
+    partial.mkdir(parents=True, exist_ok=True)
+    (partial / MARK).touch()
     counts = write_digits(partial)
+    (partial / MARK).unlink()
     if output.exists():
         output.rmdir()
     partial.rename(output)  # last, so that an interrupted run leaves no half-filled folder under the final name
@@ -46,6 +55,11 @@ def main() -> None:
 
 def write_digits(folder: Path) -> dict[str, int]:
     """Write both splits below ``folder``; returns the number of images of each."""
+    import numpy as np
+    from PIL import Image
+    from sklearn.datasets import load_digits
+    from sklearn.model_selection import train_test_split
+
     digits = load_digits()
     numbers = np.arange(len(digits.target))
     train, val = train_test_split(numbers, test_size=VAL_SHARE, stratify=digits.target, random_state=0)
@@ -60,4 +74,4 @@ def write_digits(folder: Path) -> dict[str, int]:
 
 
 if __name__ == "__main__":
-    main()
+    run_command("digits.py", main)

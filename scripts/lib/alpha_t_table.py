@@ -3,7 +3,8 @@
     python scripts/lib/alpha_t_table.py records.jsonl --paper imagenet
 
 reads one JSON record per line (role "teacher" or "student", model, alpha, temperature, acc1, acc5) and prints one
-Markdown table per student network. Missing runs stay empty; ``--paper`` puts the published numbers beside ours.
+Markdown table per student network. Of several runs of a cell (seeds) it shows the mean, how many there are and how far
+apart their top-1 is. Missing runs stay empty; ``--paper`` puts the published numbers beside ours.
 """
 
 import argparse
@@ -15,6 +16,7 @@ from pathlib import Path
 if not __package__:  # run as a file: the root of the clone takes the place of its own folder
     sys.path[0] = str(Path(__file__).resolve().parents[2])
 
+from vision_reference.errors import UserError, run_command
 
 Cell = tuple[float, ...]
 Table = Mapping[tuple[str, float], Cell]  # (row, alpha): the measured numbers of that cell
@@ -91,32 +93,52 @@ def temperature_row(temperature: float) -> str:
     return f"T = {temperature:g}"
 
 
-def cells_by_student(records: Iterable[dict]) -> dict[str, dict[tuple[str, float], Cell]]:
-    """{student network: {(row, alpha): (acc1, acc5)}} from run records; every student's table has the teacher's row.
-
-    Of several records for one cell (several seeds) the mean is taken.
-    """
+def runs_by_student(records: Iterable[dict]) -> dict[str, dict[tuple[str, float], list[Cell]]]:
+    """{student network: {(row, alpha): [(acc1, acc5) of each run]}}; every student's table has the teacher's row."""
     records = list(records)
     students = list(dict.fromkeys(record["model"] for record in records if record["role"] == "student"))
-    sums: dict[str, dict[tuple[str, float], list[Cell]]] = {student: {} for student in students}
+    runs: dict[str, dict[tuple[str, float], list[Cell]]] = {student: {} for student in students}
     for record in records:
         teaches = record["role"] == TEACHER
         row = TEACHER if teaches else temperature_row(record["temperature"])
         for student in students if teaches else [record["model"]]:
-            cell = sums[student].setdefault((row, record["alpha"]), [])
-            cell.append((record["acc1"], record["acc5"]))
+            runs[student].setdefault((row, record["alpha"]), []).append((record["acc1"], record["acc5"]))
+    return runs
+
+
+def cells_by_student(records: Iterable[dict]) -> dict[str, dict[tuple[str, float], Cell]]:
+    """As ``runs_by_student``, with the mean over the runs (seeds) of a cell in their place."""
     return {
         student: {
             place: tuple(sum(column) / len(runs) for column in zip(*runs, strict=True)) for place, runs in cells.items()
         }
-        for student, cells in sums.items()
+        for student, cells in runs_by_student(records).items()
     }
 
 
-def format_table(measured: Table, paper: Table | None = None, *, digits: int = 3) -> str:
-    """Markdown table of ``measured``, rows in the order teacher, rising T, others; ``paper``'s numbers in brackets.
+def spreads_by_student(records: Iterable[dict], *, digits: int = 3) -> dict[str, dict[tuple[str, float], str]]:
+    """{student network: {(row, alpha): "3 seeds, 70.1 to 71.4"}}: how many runs a mean has, and their top-1."""
+    return {
+        student: {
+            place: f"{len(runs)} seeds, {min(runs)[0]:.{digits}f} to {max(runs)[0]:.{digits}f}"
+            for place, runs in cells.items()
+            if len(runs) > 1
+        }
+        for student, cells in runs_by_student(records).items()
+    }
 
-    Rows and alphas that only one of the two has are shown as well; an empty cell is a dash.
+
+def format_table(
+    measured: Table,
+    paper: Table | None = None,
+    *,
+    digits: int = 3,
+    spreads: Mapping[tuple[str, float], str] | None = None,
+) -> str:
+    """Markdown table of ``measured``, rows in the order teacher, rising T, others.
+
+    In brackets stand ``spreads`` (see ``spreads_by_student``) and ``paper``'s numbers. Rows and alphas that only one of
+    the two has are shown as well; an empty cell is a dash.
     """
     places = list(measured) + [place for place in paper or () if place not in measured]
     rows = sorted({row for row, _ in places}, key=_row_order)
@@ -124,7 +146,7 @@ def format_table(measured: Table, paper: Table | None = None, *, digits: int = 3
     lines = ["| | " + " | ".join(f"alpha = {alpha:g}" for alpha in alphas) + " |"]
     lines.append("|---" * (len(alphas) + 1) + "|")
     for row in rows:
-        cells = [_cell((row, alpha), measured, paper, digits) for alpha in alphas]
+        cells = [_cell((row, alpha), measured, paper, digits, (spreads or {}).get((row, alpha))) for alpha in alphas]
         lines.append(f"| {row} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
@@ -135,11 +157,38 @@ def _row_order(row: str) -> tuple[int, float, str]:
     return (1, float(row.removeprefix("T = ")), row) if row.startswith("T = ") else (2, 0.0, row)
 
 
-def _cell(place: tuple[str, float], measured: Table, paper: Table | None, digits: int) -> str:
+def _cell(place: tuple[str, float], measured: Table, paper: Table | None, digits: int, spread: str | None) -> str:
     def numbers(table: Table) -> str:
         return " / ".join(f"{number:.{digits}f}" for number in table[place]) if place in table else "-"
 
-    return numbers(measured) + (f" (paper: {numbers(paper)})" if paper else "")
+    notes = [spread] * bool(spread) + ([f"paper: {numbers(paper)}"] if paper else [])
+    return numbers(measured) + (f" ({'; '.join(notes)})" if notes else "")
+
+
+def read_records(path: Path) -> list[dict]:
+    """One JSON object a line, each with what a table needs.
+
+    Raises:
+        UserError: the file cannot be read, or a line is something else.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"cannot read {path}: {getattr(error, 'strerror', None) or 'it is no text'}") from None
+    records = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            record = json.loads(line) if line.strip() else None
+            if record is not None:
+                needed = ("acc1", "acc5", "alpha", *(("temperature",) if record["role"] != TEACHER else ()))
+                records.append(
+                    record | {name: float(record[name]) for name in needed} | {"model": str(record["model"])}
+                )
+        except (ValueError, KeyError, TypeError):
+            raise UserError(
+                f"{path}, line {number}: no record of a run (role, model, alpha, temperature, acc1, acc5)"
+            ) from None
+    return records
 
 
 def main() -> None:
@@ -147,15 +196,16 @@ def main() -> None:
     parser.add_argument("records", type=Path, help="file with one JSON record per line")
     parser.add_argument("--paper", choices=sorted(PAPER), help="show the paper's numbers for this data set")
     args = parser.parse_args()
-    records = [json.loads(line) for line in args.records.read_text().splitlines() if line]
+    records = read_records(args.records)
     teacher = next((record["model"] for record in records if record["role"] == TEACHER), "teacher")
     tables = cells_by_student(records)
     if not tables:
         print("no student has been evaluated")
     for student, cells in tables.items():
         print(f"\n{teacher} to {student}, top-1 / top-5 (%)\n")
-        print(format_table(cells, PAPER.get(args.paper, {}).get(student)))
+        published = PAPER.get(args.paper, {}).get(student)
+        print(format_table(cells, published, spreads=spreads_by_student(records)[student]))
 
 
 if __name__ == "__main__":
-    main()
+    run_command("alpha_t_table.py", main)

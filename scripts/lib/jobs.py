@@ -605,11 +605,12 @@ def stop_signals() -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Failure:
-    """A job that did not finish: `reason` in one line, and what its log ends with."""
+    """A job that did not finish: `reason` in one line, what its log ends with, and whether it was not even started."""
 
     job: Job
     reason: str
     lines: tuple[str, ...] = ()
+    waited: bool = False
 
 
 def run(
@@ -670,11 +671,12 @@ def _run(
         done += job.cost
         ended(job)
 
-    def failed(job: Job, reason: str, lines: Iterable[str] = ()) -> None:
+    def failed(job: Job, reason: str, lines: Iterable[str] = (), waited: bool = False) -> None:
         nonlocal done
-        failures[job.name] = Failure(job, reason, tuple(lines))
+        failures[job.name] = Failure(job, reason, tuple(lines), waited)
         done += job.cost
-        progress.say(f"{job.name}: {reason}")
+        if not waited:
+            progress.say(f"{job.name}: {reason}")
 
     try:
         while waiting or running:
@@ -682,7 +684,7 @@ def _run(
             for job in list(waiting):
                 if lost := [name for name in job.after if name in failures]:
                     waiting.remove(job)
-                    failed(job, f"not run, because {lost[0]} failed")
+                    failed(job, f"not run, because {lost[0]} failed", waited=True)
                 elif all(name in made for name in job.after) and len(ready) < launcher.room:
                     waiting.remove(job)
                     inputs = {name: made[name] for name in job.after}
@@ -739,7 +741,10 @@ def run_as_command(name: str, jobs: Iterable[Job], launcher: Here, **options) ->
         print(f"{name}: stopped; run the same command again to go on", file=sys.stderr)
         sys.exit(stopped.status)
     for failure in failures:
-        print(f"{name}: {failure.job.name} {failure.reason}", file=sys.stderr)
+        if not failure.waited:
+            print(f"{name}: {failure.job.name} {failure.reason}", file=sys.stderr)
+    if waited := sum(failure.waited for failure in failures):
+        print(f"{name}: {waited} more jobs depend on these and were not run", file=sys.stderr)
     if failures:
         sys.exit(1)
 

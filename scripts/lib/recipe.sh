@@ -1,6 +1,15 @@
 # Sourced by the recipes: settings from the environment, and how a run is launched, skipped or resumed.
 # Callers name the hyper-parameters; nothing here does.
 
+# shellcheck shell=bash
+
+root=$PWD # recipes change to the clone's root before they source this
+case "${1:-}" in -h | --help) ;; *) source scripts/lib/venv.sh ;; esac
+
+# Usage: own_settings NAME...; what the recipe has besides the settings of all.
+own_settings() { own=("$@"); }
+own=()
+
 # Usage: recipe_settings DATA OUTPUT GPUS ALPHAS TEMPERATURES [ARGUMENT...]; the first five are this recipe's defaults.
 # Shows the caller's header and all settings, and stops, where the first ARGUMENT asks for help.
 recipe_settings() {
@@ -20,14 +29,45 @@ recipe_settings() {
     : "${CHECKPOINT:=best.pth}" # what counts of a finished run: best.pth or checkpoint.pth (the last)
     : "${DRY_RUN:=}" # 1: print the commands, run nothing
     case "${6:-}" in -h | --help) recipe_help && exit ;; esac
+    PYTHON=$([ -x .venv/bin/python ] && echo .venv/bin/python || echo python3)
+    local names name shown=
+    mapfile -t names < <(sed -n 's/^    : "${\([A-Z_]*\):=.*}" # .*/\1/p' "${BASH_SOURCE[0]}")
+    names+=("${own[@]}")
+    "$PYTHON" scripts/lib/environment.py "$(basename "$0")" "${names[@]}" || exit 2
     read -ra alphas <<< "$ALPHAS"
     read -ra temperatures <<< "$TEMPERATURES"
+    if [ ${#alphas[@]} = 0 ] || { [ -n "$5" ] && [ ${#temperatures[@]} = 0 ]; }; then
+        echo "recipe: ALPHAS is '$ALPHAS' and TEMPERATURES is '$TEMPERATURES': nothing to run; give values such as '0.0 0.1'" >&2
+        exit 2
+    fi
+    for name in GPUS NODES; do
+        [[ ${!name} =~ ^[1-9][0-9]*$ ]] ||
+            { echo "recipe: $name is '${!name}'; give a number from 1" >&2 && exit 2; }
+    done
+    case "$DEVICE" in
+        cpu) ;;
+        cuda) [ -n "$DRY_RUN" ] || check_gpus ;;
+        *) echo "recipe: DEVICE is '$DEVICE'; give cuda or cpu" >&2 && exit 2 ;;
+    esac
     case "$AMP_DTYPE" in
         fp16 | bf16) precision=(--amp --amp-dtype "$AMP_DTYPE") ;;
         none) precision=() ;;
         *) echo "recipe: AMP_DTYPE is '$AMP_DTYPE'; give fp16, bf16, or none for full precision" >&2 && exit 2 ;;
     esac
-    PYTHON=$([ -x .venv/bin/python ] && echo .venv/bin/python || echo python3)
+    for name in "${names[@]}"; do
+        if [ -n "${!name:-}" ]; then shown+=" $name=${!name@Q}"; fi
+    done
+    echo "recipe: $(basename "$0")$(sed -E "s/='([A-Za-z0-9_.,:=\/@%+{}-]+)'/=\1/g" <<< "$shown")" >&2
+}
+
+check_gpus() {
+    local found
+    found=$("$PYTHON" -c 'import sys; sys.path.insert(0, "."); from scripts.lib.jobs import gpus; print(len(gpus()))')
+    if ((found < GPUS)); then
+        echo "recipe: GPUS is $GPUS, but this machine has $found; set GPUS=$found, or DEVICE=cpu" \
+            "(then GPUS counts processes)" | sed 's/ set GPUS=0, or/ set/' >&2
+        exit 2
+    fi
 }
 
 recipe_help() {
@@ -88,20 +128,19 @@ needs() {
     fi
 }
 
-# Usage: train FOLDER EPOCHS ARGUMENT...; one run into OUTPUT/FOLDER, skipped if finished, resumed if begun.
+# Usage: train FOLDER EPOCHS ARGUMENT...; one run into OUTPUT/FOLDER by the runner of jobs, which skips it if finished
+# and resumes it if begun. What it prints goes to OUTPUT/FOLDER/train.log.
 train() {
     local folder=$OUTPUT/$1 epochs=$2
     shift 2
-    # The epoch's own copy of the checkpoint is the last thing that an epoch writes.
-    if [ -z "$DRY_RUN" ] && [ -e "$folder/model_$((epochs - 1)).pth" ]; then
-        echo "recipe: $folder is finished"
-        return
-    fi
+    runner=("$PYTHON" scripts/lib/jobs.py --node-rank "$NODE_RANK" -- "$folder")
     launch "$(basename "$folder")" --output-dir "$folder" --resume auto --keep-checkpoints 1 \
         --seed "$SEED" --batch-size "$BATCH" --epochs "$epochs" "$@"
+    runner=()
 }
 
-# Usage: launch NAME ARGUMENT...; train.py on all processes of all machines.
+# Usage: launch NAME ARGUMENT...; train.py on all processes of all machines, started by the words in `runner`.
+runner=()
 launch() {
     local where=(--standalone) name=$1
     shift
@@ -114,7 +153,7 @@ launch() {
     if [ -n "$DRY_RUN" ]; then
         echo "${command[*]@Q}" | sed -E "s/'([A-Za-z0-9_.,:=/@%+-]+)'/\1/g"
     else
-        "${command[@]}"
+        "${runner[@]}" "${command[@]}"
     fi
 }
 
@@ -148,8 +187,10 @@ evaluate_one() {
         echo "recipe: no $file; left out" >&2
     else
         echo "recipe: evaluating $file" >&2
-        result=$(launch evaluate "$@" | tee /dev/stderr |
-            sed -nE 's/^Test: .*Acc@1 ([0-9.]+) +Acc@5 ([0-9.]+).*/"acc1": \1, "acc5": \2/p')
+        # Not through tee: opening /dev/stderr anew would overwrite a log that stderr goes to.
+        result=$(launch evaluate "$@")
+        printf '%s\n' "$result" >&2
+        result=$(sed -nE 's/^Test: .*Acc@1 ([0-9.]+) +Acc@5 ([0-9.]+).*/"acc1": \1, "acc5": \2/p' <<< "$result")
         printf '{"role": "%s", "model": "%s", "alpha": %s, "temperature": %s, %s}\n' \
             "$role" "$model" "$alpha" "$temperature" "$result" >> "$records"
     fi

@@ -16,6 +16,7 @@
 #   FFN_DIM (1024) HEADS (4) DROPOUT (0.3) LABEL_SMOOTHING (0.1) LR (5e-4) LR_SCHEDULER (inverse_sqrt)
 #   WARMUP_UPDATES (4000) WARMUP_INIT_LR (1e-7) MIN_LR (1e-9) ADAM_BETAS ("(0.9, 0.98)") CLIP_NORM (0)
 #   MAX_TOKENS (4096) UPDATE_FREQ (1) MAX_EPOCH (50) MAX_UPDATE (none) SEED (1) LOG_INTERVAL (20)
+#   KEEP_CHECKPOINTS (none; N: the last N epochs' too, for evaluate_bleu.py --average N)
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/lib/common.sh"
 help_if_asked "$@"

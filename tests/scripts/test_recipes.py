@@ -1,5 +1,6 @@
 """The recipes pass the paper's hyper-parameters, share its global batch, and repeat nothing that is finished."""
 
+import json
 import os
 import shlex
 import subprocess
@@ -7,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from scripts.lib.alpha_t_table import PAPER, cells_by_student, format_table
+from scripts.lib.alpha_t_table import PAPER, cells_by_student, format_table, spreads_by_student
+from scripts.lib.environment import check_environment, distance
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -259,13 +261,13 @@ def test_cifar100_is_trained_as_the_literature_does():
 
 def test_precision_can_be_chosen_and_another_word_is_refused():
     for script in ("imagenet/train_student.sh", "cub/train_teacher.sh", "cub/train_student.sh", "cifar10/run.sh"):
-        settings = {"STUDENTS": "resnet18"} if script != "cifar10/run.sh" else {}
+        settings = {"STUDENTS": "resnet18"} if "student" in script else {}
         done = recipe(script, DRY_RUN="1", AMP_DTYPE="bf16", **settings)
         assert "--amp --amp-dtype bf16" in done.stdout
         done = recipe(script, DRY_RUN="1", AMP_DTYPE="none", **settings)
         assert "vision_reference/train.py" in done.stdout
         assert "--amp" not in done.stdout
-    done = recipe("cub/train_teacher.sh", AMP_DTYPE="fp8")
+    done = recipe("cub/train_teacher.sh", AMP_DTYPE="fp8", DEVICE="cpu")
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr == "recipe: AMP_DTYPE is 'fp8'; give fp16, bf16, or none for full precision\n"
 
@@ -279,18 +281,83 @@ def test_a_batch_that_differs_from_the_papers_is_said_and_one_that_cannot_be_sha
 
 
 def test_finished_runs_are_skipped_and_begun_ones_would_be_resumed(tmp_path):
-    for alpha in ALPHAS:
-        folder = tmp_path / f"teacher_resnet50_alpha{alpha}"
+    settings = {"OUTPUT": str(tmp_path), "DEVICE": "cpu", "GPUS": "1"}
+    dry = recipe("imagenet/train_teacher.sh", DRY_RUN="1", **settings)
+    for line in dry.stdout.splitlines():
+        words = shlex.split(line)
+        folder = Path(words[words.index("--output-dir") + 1])
         folder.mkdir()
-        (folder / "model_89.pth").touch()
-    done = recipe("imagenet/train_teacher.sh", OUTPUT=str(tmp_path))
+        record = {"command": words, "finished": True, "seconds": 1.0, "cpu_seconds": 1.0}
+        (folder / "run.json").write_text(json.dumps(record))
+    done = recipe("imagenet/train_teacher.sh", **settings)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.count("is finished") == 2
+    assert done.stdout.count("finished before, skipped") == 2
+    # Other processes may share the same global batch; another learning rate is another run.
+    assert recipe("imagenet/train_teacher.sh", **settings | {"GPUS": "2"}).returncode == 0
+    other = recipe("imagenet/train_teacher.sh", "--lr", "0.2", **settings)
+    assert other.returncode == 2
+    assert "was made with other settings (then: --lr 0.1; now: --lr 0.2)" in other.stderr
     assert all(run["--resume"] == "auto" for _, run in commands("imagenet/train_teacher.sh"))
 
 
+@pytest.mark.parametrize(
+    ("script", "settings", "message"),
+    [
+        (
+            "imagenet/train_student.sh",
+            {"TEMPRATURE": "3"},
+            "TEMPRATURE is set, which is no setting here; did you mean TEMPERATURES?",
+        ),
+        (
+            "imagenet/train_student.sh",
+            {"STUDENT": ""},
+            "STUDENT is set, which is no setting here; did you mean STUDENTS?",
+        ),
+        ("compact/cub_mobilenet_v2.sh", {"INIT_WEIGHT": "x"}, "did you mean INIT_WEIGHTS?"),
+        ("cifar10/run.sh", {"TEACHER_EPOCH": "3"}, "did you mean TEACHER_EPOCHS?"),
+        ("nmt/train_experts.sh", {"SEEDS": "3"}, "SEEDS is set, which is no setting here; did you mean SEED?"),
+        ("nmt/train_student.sh", {"TEMPRATURE": "3"}, "did you mean TEMPERATURE?"),
+        ("imagenet/train_teacher.sh", {"GPUS": "0"}, "GPUS is '0'; give a number from 1"),
+        ("imagenet/train_teacher.sh", {"GPUS": "8"}, "GPUS is 8, but this machine has 0; set DEVICE=cpu"),
+        ("imagenet/train_teacher.sh", {"ALPHAS": " "}, "nothing to run; give values such as '0.0 0.1'"),
+        ("imagenet/train_student.sh", {"TEMPERATURES": " "}, "nothing to run"),
+        ("imagenet/train_student.sh", {"DEVICE": "tpu"}, "DEVICE is 'tpu'; give cuda or cpu"),
+    ],
+)
+def test_misspelt_and_impossible_settings_are_refused_in_one_line(script, settings, message):
+    done = recipe(script, CUDA_VISIBLE_DEVICES="", **settings)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert message in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+def test_a_recipe_says_what_it_runs_with():
+    done = recipe("cifar10/run.sh", DRY_RUN="1", TEMPERATURES="2", STUDENT_EPOCHS="5")
+    assert "recipe: run.sh DATA=data/cifar10 " in done.stderr
+    assert "TEMPERATURES=2 " in done.stderr
+    assert "STUDENT_EPOCHS=5" in done.stderr
+
+
+def test_other_variables_of_the_environment_are_nobodys_business():
+    environment = {"PATH": "", "HOME": "", "LANG": "", "PWD": "", "USER": "", "TERM": "", "SLURM_JOB_ID": "", "lr": ""}
+    check_environment(["DATA", "HEADS", "SEED", "LR", "OUT", "NODES", "GPUS", "TEACHERS"], environment)
+    assert [distance("kitten", "sitting"), distance("", "abc"), distance("SEED", "SEED")] == [3, 3, 0]
+
+
+@pytest.mark.parametrize(
+    "script", ["test.sh", "demo.sh", "setup.sh", "lock.sh", "nmt/train_experts.sh", "cifar10/run.sh"]
+)
+def test_help_runs_and_installs_nothing(script, tmp_path):
+    done = subprocess.run(
+        ["bash", str(ROOT / "scripts" / script), "--help"], capture_output=True, text=True, timeout=20, cwd=tmp_path
+    )
+    assert done.returncode == 0
+    assert len(done.stdout) > 80
+    assert done.stderr == ""
+
+
 def test_a_student_without_its_teacher_stops_with_the_way_to_get_it(tmp_path):
-    done = recipe("imagenet/train_student.sh", OUTPUT=str(tmp_path))
+    done = recipe("imagenet/train_student.sh", OUTPUT=str(tmp_path), DEVICE="cpu")
     assert done.returncode == 1
     assert "teacher_resnet50_alpha0.0/best.pth; train it with scripts/imagenet/train_teacher.sh" in done.stderr
     done = recipe("cub/train_student.sh", OUTPUT=str(tmp_path), STUDENTS="resnet34", DRY_RUN="1")
@@ -318,7 +385,7 @@ def test_evaluation_covers_every_teacher_and_student_and_leaves_out_what_is_not_
     assert len(runs) == 2 * (1 + 4)
     assert all(run["--test-only"] and run["--preset"] == "imagenet" for run in runs)
     assert runs[4]["--resume"] == "results/imagenet/student_resnet18_alpha0.0_T64/best.pth"
-    done = recipe("imagenet/evaluate.sh", OUTPUT=str(tmp_path))
+    done = recipe("imagenet/evaluate.sh", OUTPUT=str(tmp_path), DEVICE="cpu")
     assert done.returncode == 0, done.stderr
     assert "left out" in done.stderr
     assert "no student has been evaluated" in done.stdout
@@ -340,6 +407,9 @@ def test_the_table_shows_measured_numbers_with_the_papers_beside_them():
         "| T = 1 | - | 70.5 / 90.5 |",
         "| T = 64 | 60.0 / 80.0 | - |",
     ]
+    spreads = spreads_by_student(records, digits=1)["resnet18"]
+    assert spreads == {("T = 1", 0.1): "2 seeds, 70.0 to 71.0"}
+    assert "| T = 1 | - | 70.5 / 90.5 (2 seeds, 70.0 to 71.0) |" in format_table(cells, digits=1, spreads=spreads)
     beside = format_table(cells, PAPER["imagenet"]["resnet18"])
     assert "| T = 64 | 60.000 / 80.000 (paper: 66.194 / 88.706) | - (paper: 64.362 / 87.698) |" in beside
     assert "| T = 2 | - (paper: 71.360 / 90.362) | - (paper: 68.860 / 89.352) |" in beside

@@ -3,6 +3,7 @@
 import json
 import sys
 
+import numpy as np
 import pytest
 
 from scripts import study as command
@@ -12,7 +13,7 @@ from scripts.studies.schema import CONFIGS, ConfigError, parse_study, read_study
 from vision_reference.errors import UserError
 
 DIGITS = (CONFIGS / "digits.yaml").read_text()
-SHIPPED = ["cifar10", "cifar100", "cub", "digits", "imagenet", "iwslt", "multi30k", "tiny_imagenet_40"]
+SHIPPED = ["cifar10", "cifar100", "cub", "digits", "imagenet", "iwslt", "multi30k", "phrases", "tiny_imagenet_40"]
 
 
 def planned(text, tmp_path, **options):
@@ -30,7 +31,7 @@ def value(job, flag):
 def test_all_shipped_configurations_can_be_planned(tmp_path):
     assert sorted(file.stem for file in CONFIGS.glob("*.yaml")) == SHIPPED
     for name in SHIPPED:
-        if name in ("iwslt", "multi30k"):
+        if name in ("iwslt", "multi30k", "phrases"):
             pytest.importorskip("fairseq")
         study = read_study(CONFIGS / f"{name}.yaml")
         plan = planning.make_plan(study, tmp_path / name)
@@ -322,3 +323,29 @@ def test_a_gpu_serves_one_job(tmp_path, monkeypatch):
     assert command.slots(plan, None) == [{"CUDA_VISIBLE_DEVICES": "0"}, {"CUDA_VISIBLE_DEVICES": "1"}]
     with pytest.raises(UserError, match="--jobs 3: this machine has 2 GPUs"):
         command.slots(plan, 3)
+
+
+def test_a_real_study_from_data_to_results(tmp_path, monkeypatch, capsys):
+    text = DIGITS.replace("seeds: [0, 1, 2]", "seeds: [3]").replace("batch-size: 64", "batch-size: 256")
+    text = text.replace("resnet18", "mobilenet_v3_small").replace("epochs: 8", "epochs: 1")
+    text = text.replace("lr-warmup-epochs: 1\n  lr-warmup-per-step: true", "print-freq: 1").replace(
+        "print-freq: 100", ""
+    )
+    text = text.replace(
+        "alpha: [0.0, 0.1]}\n    student: {temperature: [1, 4]}", "alpha: 0.1}\n    student: {temperature: 1}"
+    )
+    text = text[: text.index("baselines:")]
+    (tmp_path / "small.yaml").write_text(text)
+    monkeypatch.setattr(
+        sys, "argv", ["study.py", "run", str(tmp_path / "small.yaml"), "--output", str(tmp_path / "out")]
+    )
+    command.main()
+    teacher, student = map(json.loads, (tmp_path / "out" / "results.jsonl").read_text().splitlines())
+    assert (teacher["role"], teacher["alpha"], teacher["seed"]) == ("teacher", 0.1, 3)
+    assert (student["role"], student["temperature"], student["alpha"]) == ("student", 1.0, 0.1)
+    right = np.load(tmp_path / "out" / student["outcomes"])
+    assert 100 * right.mean() == pytest.approx(student["metrics"]["acc1"])
+    assert {"epoch", "train_loss", "acc1"} <= student["curve"][0].keys()
+    assert {"torch", "torchvision"} <= student["versions"].keys()
+    assert (tmp_path / "out" / student["folder"] / "run.json").is_file()
+    assert "4 done, 0 running" in (command.show_status(tmp_path / "out") and capsys.readouterr().out)

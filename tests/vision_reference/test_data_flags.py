@@ -1,13 +1,16 @@
 """The data flags of train.py, end to end: loaders, CUB-200-2011, broken files."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from PIL import Image
 
 from vision_reference import train
-from vision_reference.arguments import parse_args
+from vision_reference.arguments import parse_args, parse_store_args
 from vision_reference.data import list_samples
 from vision_reference.errors import UserError
+from vision_reference.images.folders import image_folder, split_off
 from vision_reference.machine import Rank
 
 
@@ -89,3 +92,46 @@ def test_data_that_is_a_file_is_refused(tmp_path):
     (tmp_path / "data").write_text("")
     with pytest.raises(UserError, match="--data-path .*data is a file; it must be a folder with train/ and val/"):
         list_samples(parse_args(["--data-path", str(tmp_path / "data")]), Rank())
+
+
+def test_without_val_a_share_of_each_class_is_split_off(blank_images, tmp_path):
+    root = blank_images(tmp_path / "data", {"train/cat": 20, "train/dog": 11})
+
+    def listed(*flags):
+        return list_samples(parse_args(["--data-path", str(root), *flags]), Rank())
+
+    with pytest.raises(UserError, match="no folder .*val; give --split 0.1"):
+        listed()
+    data = listed("--split", "0.1")
+    assert [sum(label == kind for _, label in data.val) for kind in (0, 1)] == [2, 1]
+    assert sorted([*data.train, *data.val]) == sorted(image_folder(root / "train")[0])
+    assert set(listed("--split", "0.2").val) > set(data.val)
+    chosen = [Path(path).relative_to(root) for path, _ in data.val]
+    for name in ("other", "place"):  # neither the folder's name nor a further image changes what is chosen
+        root = root.rename(tmp_path / name)
+        (root / "train" / "dog" / f"{name}.txt").touch()
+        moved = listed("--split", "0.1")
+        assert [Path(path).relative_to(root) for path, _ in moved.val] == chosen
+    with pytest.raises(UserError, match="class cat has 20 images: too few to split 0.99 off"):
+        split_off(image_folder(root / "train")[0], ["cat", "dog"], 0.99, root / "train")
+    blank_images(root, {"val/cat": 1, "val/dog": 1})
+    with pytest.raises(UserError, match="--split 0.1 was given, but .*val exists"):
+        listed("--split", "0.1")
+    with pytest.raises(UserError, match="--split is for --dataset imagefolder"):
+        listed("--split", "0.1", "--dataset", "cub200")
+
+
+@pytest.mark.parametrize(
+    ("flags", "sizes"),
+    [
+        ("--image-size 112", (112, 128, 112)),
+        ("--image-size 64 --preset cifar10", (64, 64, 64)),
+        ("--image-size 112 --val-resize-size 112", (112, 112, 112)),
+        ("--preset digits", (32, 32, 32)),
+        ("", (224, 256, 224)),
+    ],
+)
+def test_one_flag_sets_all_sizes(flags, sizes):
+    args = parse_args(flags.split())
+    assert (args.train_crop_size, args.val_resize_size, args.val_crop_size) == sizes
+    assert parse_store_args(["--teacher", "x", "--teacher-weights", "x", "--output-dir", "x", *flags.split()[:2]])

@@ -3,6 +3,7 @@
 import argparse
 import os
 from pathlib import Path
+from typing import NoReturn
 
 from vision_reference.images.presets import PRESETS
 
@@ -18,7 +19,7 @@ class Parser(argparse.ArgumentParser):
             allow_abbrev=False,
         )
 
-    def error(self, message: str) -> None:
+    def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog}: error: {message} (--help lists all flags)\n")
 
 

@@ -121,7 +121,10 @@ def figure(found: Sequence[Panel], names: Sequence[str]) -> "Figure":
                 if number % columns == 0:
                     axes.set_ylabel(f"{panel.split}\nsecond component")
         handles, labels = grid[0, 0].get_legend_handles_labels()
-        picture.legend(handles, labels, loc="outside upper center", ncols=4, handletextpad=0.2, columnspacing=1.2)
+        fits = sum(len(label) + 5 for label in labels) <= 30 * columns
+        picture.legend(
+            handles, labels, loc="outside upper center", ncols=4 if fits else 2, handletextpad=0.2, columnspacing=1.2
+        )
     return picture
 
 

@@ -1,5 +1,6 @@
 """Folders of images: which files they hold and of which class, with mistakes in them told in one line. No torch."""
 
+import hashlib
 import json
 import os
 from collections.abc import Iterable, Iterator, Sequence
@@ -140,6 +141,33 @@ class _Scan:
             raise UserError(f"{folder} is a folder that class {known} holds too; its images cannot be of both classes")
         self.been[status.st_dev, status.st_ino] = name
         return not known
+
+
+def split_off(
+    samples: Sequence[Sample], classes: Sequence[str], share: float, root: Path
+) -> tuple[list[Sample], list[Sample]]:
+    """The rest, and a share of each class that the names of its files decide on: the same on any machine, in any run.
+
+    Args:
+        samples: (path, label) pairs.
+        classes: names for messages.
+        share: of each class, rounded, but at least one image.
+        root: folder of the samples; their paths count from there.
+
+    Raises:
+        UserError: a class would be left without images.
+    """
+    by_class: dict[int, list[tuple[bytes, str]]] = {}
+    for path, label in samples:
+        name = os.fsencode(os.path.relpath(path, root))
+        by_class.setdefault(label, []).append((hashlib.sha256(name).digest(), path))
+    chosen: set[str] = set()
+    for label, images in by_class.items():
+        count = max(1, round(share * len(images)))
+        if count >= len(images):
+            raise UserError(f"class {classes[label]} has {len(images)} images: too few to split {share:g} off")
+        chosen |= {path for _, path in sorted(images)[:count]}
+    return [one for one in samples if one[0] not in chosen], [one for one in samples if one[0] in chosen]
 
 
 def _is_folder(entry: os.DirEntry) -> bool:

@@ -10,11 +10,13 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-TAILS = ("uniform", "drop")  # spread the tail's probability evenly; leave it out and renormalize (Tan et al. 2019)
+# The tail's probability: spread evenly; left out, the others renormalized (Tan et al. 2019); that of one more class.
+TAILS = ("uniform", "drop", "bucket")
+_REPORTED_TAILS = TAILS[:2]  # distributions over the classes; bucket is none
 REPORTED = (1.0, 2.0, 3.0, 64.0)  # the paper's temperatures
 _CANDIDATES = (5, 10, 20, 50, 100, 200, 500)
 _LOWEST_HALF = -65504.0
-_NOTHING = -1e30  # logit of what has no probability; finite, so that 0 times it is 0
+NOTHING = -1e30  # logit of what has no probability; finite, so that 0 times it is 0
 
 
 def encode(logits: Tensor, top_k: int | None, temperatures: Sequence[float]) -> dict[str, Tensor]:
@@ -56,15 +58,17 @@ def decode(
         tail: one of ``TAILS``; makes a difference only where not all classes are stored.
 
     Returns:
-        ``logits`` itself for all classes; else float64, -1e30 where there is no probability.
+        ``logits`` itself for all classes; else float64, ``NOTHING`` where there is no probability. With ``bucket``
+        (B, K + 1): all classes beyond the k together are the last one, see ``kd_losses.kd_divergence``.
     """
     if indices is None:
         return logits
     logits = logits.double()
-    filling = torch.full_like(logits[:, :1], _NOTHING)
+    filling = torch.full_like(logits[:, :1], NOTHING)
     if tail == "uniform":
         filling = temperature * (rest.double().unsqueeze(1) - math.log(classes - indices.shape[1]))
-    return filling.expand(-1, classes).scatter(1, indices, logits)
+    decoded = filling.expand(-1, classes).scatter(1, indices, logits)
+    return torch.cat([decoded, temperature * rest.double().unsqueeze(1)], dim=1) if tail == "bucket" else decoded
 
 
 def average(answers: Sequence[Tensor], temperature: float) -> Tensor:
@@ -72,13 +76,13 @@ def average(answers: Sequence[Tensor], temperature: float) -> Tensor:
     if len(answers) == 1:
         return answers[0]
     probabilities = [torch.softmax(answer.double() / temperature, dim=1) for answer in answers]
-    return temperature * torch.stack(probabilities).mean(dim=0).log().clamp_(min=_NOTHING)
+    return temperature * torch.stack(probabilities).mean(dim=0).log().clamp_(min=NOTHING)
 
 
 def error_rows(classes: int, top_k: int | None) -> list[str]:
     """Names of the rows of ``error_sums``: what is stored, then what other k would give."""
-    stored = ["stored"] if top_k is None else [f"stored {tail}" for tail in TAILS]
-    return stored + [f"top-{k} {tail}" for k in _other_ks(classes, top_k) for tail in TAILS]
+    stored = ["stored"] if top_k is None else [f"stored {tail}" for tail in _REPORTED_TAILS]
+    return stored + [f"top-{k} {tail}" for k in _other_ks(classes, top_k) for tail in _REPORTED_TAILS]
 
 
 def error_sums(logits: Tensor, top_k: int | None) -> Tensor:
@@ -103,7 +107,7 @@ def error_sums(logits: Tensor, top_k: int | None) -> Tensor:
         lprobs = torch.log_softmax(logits.double() / temperature, dim=1)
         rest = parts["rest"][:, number] if top_k else None
         column = []
-        for tail in TAILS if top_k else TAILS[:1]:
+        for tail in _REPORTED_TAILS if top_k else _REPORTED_TAILS[:1]:
             rebuilt = decode(
                 parts["logits"], parts.get("indices"), rest, classes=classes, temperature=temperature, tail=tail
             )
@@ -113,7 +117,7 @@ def error_sums(logits: Tensor, top_k: int | None) -> Tensor:
         for k in _other_ks(classes, top_k):
             beyond = lprobs[:, k:]
             mass = beyond.exp().sum(dim=1)
-            even = (mass / (classes - k)).log().clamp_(min=_NOTHING)
+            even = (mass / (classes - k)).log().clamp_(min=NOTHING)
             column.append((beyond.exp() * (beyond - even.unsqueeze(1))).sum())
             column.append(-torch.log1p(-mass).sum())
         columns.append(torch.stack(column))

@@ -51,8 +51,8 @@ def _boxes_say_it_all(stored: dict, given: dict) -> bool:
     return (stored.get("loader"), given["loader"]) == ("torchvision", "dali") and not any(more)
 
 
-def describe_data(samples: Sequence[Sample], classes: int) -> dict:
-    """Number of images and classes, and the SHA-256 of the list of relative paths, file sizes and labels, in order.
+def describe_data(samples: Sequence[Sample], classes: Sequence[str]) -> dict:
+    """Number of images, class names, and the SHA-256 of the list of relative paths, file sizes and labels, in order.
 
     Cheap: no file is opened, so a changed image of the same size goes unnoticed.
 
@@ -69,7 +69,8 @@ def describe_data(samples: Sequence[Sample], classes: int) -> dict:
         raise UserError(f"cannot read {error.filename} ({error.strerror})") from None
     return {
         "images": len(samples),
-        "classes": classes,
+        "classes": len(classes),
+        "class_names": list(classes),
         "sha256": digest.hexdigest(),
         "covers": "relative paths, file sizes and labels of the training images in order, not their contents",
     }
@@ -89,9 +90,6 @@ def versions(loader: str) -> dict[str, str]:
     """Versions of what decodes and augments: pixels are the same to the bit under the same ones."""
     names = ["torch", "torchvision", "pillow"]
     if loader == "dali":
-        names += sorted(name for name in _installed() if name.startswith("nvidia-dali-"))
+        installed = {(distribution.metadata["Name"] or "").lower() for distribution in metadata.distributions()}
+        names += sorted(name for name in installed if name.startswith("nvidia-dali-"))
     return {name: metadata.version(name) for name in names}
-
-
-def _installed() -> set[str]:
-    return {(distribution.metadata["Name"] or "").lower() for distribution in metadata.distributions()}

@@ -59,6 +59,8 @@ SETTINGS = {
     "update_freq": Setting("1", str, ("--update-freq",)),
     "max_epoch": Setting("50", int, ("--max-epoch",)),
     "max_update": Setting("", int, ("--max-update",)),
+    # none: only the best and the last checkpoint; evaluate_bleu.py --average N needs the last N epochs'
+    "keep_checkpoints": Setting("", int, ("--keep-last-epochs",)),
     "seed": Setting("1", int, ("--seed",)),
     "log_interval": Setting("20", int, ("--log-interval",)),
     # of students and of what teaches them
@@ -103,7 +105,8 @@ def filled(given: Mapping[str, str]) -> dict[str, str]:
 
 def training_options(settings: Mapping[str, str], cpu: bool) -> list[str]:
     """What experts and students share."""
-    words = ["--share-all-embeddings", "--optimizer", "adam", "--no-epoch-checkpoints", "--log-format", "json"]
+    kept = [] if settings["keep_checkpoints"] else ["--no-epoch-checkpoints"]
+    words = ["--share-all-embeddings", "--optimizer", "adam", *kept, "--log-format", "json"]
     for name, setting in SETTINGS.items():
         if settings[name] and name not in _OF_TEACHING:
             words += [word for option in setting.options for word in (option, settings[name])]

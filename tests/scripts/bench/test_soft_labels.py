@@ -28,7 +28,7 @@ def teacher():
 
 def test_every_way_trains_and_only_the_stored_one_reads_the_store(soft, tmp_path, monkeypatch):
     store = soft.write_store(tmp_path, 1500)
-    assert store.damaged_block(soft.all_blocks(store.manifest)) is None
+    assert store.damage(store.blocks) is None
     steps, reads = [], []
     real_step, real_read = torch.optim.SGD.step, soft.SoftLabels.logits
     monkeypatch.setattr(torch.optim.SGD, "step", lambda self, *a: (steps.append(id(self)), real_step(self, *a))[1])

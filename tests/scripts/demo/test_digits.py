@@ -59,7 +59,20 @@ def test_the_same_files_come_out_every_time(digits, tmp_path):
 def test_a_folder_with_other_files_is_refused_and_a_finished_one_left_alone(digits, tmp_path):
     (tmp_path / "notes.txt").write_text("mine")
     refused = make(tmp_path)
-    assert refused.returncode == 1
+    assert refused.returncode == 2
     assert refused.stderr.startswith("digits.py: error:")
     assert [file.name for file in tmp_path.iterdir()] == ["notes.txt"]
     assert "already holds the digits" in make(digits).stdout
+
+
+def test_a_users_folder_that_is_in_the_way_is_never_removed_and_ones_own_half_is(tmp_path):
+    partial = tmp_path / "new.partial"
+    partial.mkdir()
+    (partial / "notes.txt").write_text("mine")
+    refused = make(tmp_path / "new")
+    assert refused.returncode == 2
+    assert "new.partial is in the way and was not written by this command" in refused.stderr
+    assert (partial / "notes.txt").read_text() == "mine"
+    (partial / ".digits-being-written").touch()  # as an interrupted run leaves it
+    assert make(tmp_path / "new").returncode == 0
+    assert sorted(file.name for file in (tmp_path / "new").iterdir()) == ["train", "val"]

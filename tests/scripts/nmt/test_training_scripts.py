@@ -47,6 +47,7 @@ OVERRIDES = [
     ("UPDATE_FREQ", "2", ["--update-freq"]),
     ("MAX_EPOCH", "7", ["--max-epoch"]),
     ("SEED", "5", ["--seed"]),
+    ("KEEP_CHECKPOINTS", "5", ["--keep-last-epochs"]),
 ]
 
 

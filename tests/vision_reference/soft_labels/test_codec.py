@@ -77,6 +77,28 @@ def test_divergence_and_gradient_are_finite_where_a_teacher_gives_no_probability
     torch.testing.assert_close(student.grad.double(), (q.exp() - p) / 5, rtol=0, atol=1e-4)
 
 
+@given(seed=st.integers(0, 2**31), k=st.integers(1, 29), temperature=st.sampled_from(REPORTED))
+@settings(max_examples=30, deadline=None)
+def test_bucket_is_the_divergence_over_k_classes_and_one_more(seed, k, temperature):
+    z, y = logits(seed), logits(seed + 1).double().requires_grad_()
+    parts = encode(z, k, [temperature])
+    teacher = decode(
+        parts["logits"], parts["indices"], parts["rest"][:, 0], classes=30, temperature=temperature, tail="bucket"
+    )
+    loss = kd_divergence(y, teacher, temperature)
+    p = torch.softmax(parts["logits"].double() / temperature, 1)  # rounded as stored; its mass is left to the rest
+    mass = torch.logsumexp(parts["logits"].double() / temperature, 1).exp()
+    rest = parts["rest"][:, 0].double().exp()
+    p = torch.cat([p * (mass / (mass + rest)).unsqueeze(1), (rest / (mass + rest)).unsqueeze(1)], 1)
+    q = torch.softmax(y / temperature, 1)
+    kept = q.gather(1, parts["indices"])
+    beyond = q.scatter(1, parts["indices"], 0).sum(1, keepdim=True)
+    expected = temperature**2 * (torch.xlogy(p, p) - p * torch.cat([kept, beyond], 1).log()).sum(1).mean()
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-6, abs=1e-9)
+    (found,), (wanted,) = torch.autograd.grad(loss, y), torch.autograd.grad(expected, y)
+    torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-9)
+
+
 @pytest.mark.parametrize("temperature", [1.0, 64.0])
 def test_several_teachers_are_averaged_in_probability(temperature):
     first, second = logits(3), logits(4)

@@ -17,12 +17,14 @@ from vision_reference import store_soft_labels
 from vision_reference.arguments import parse_args
 from vision_reference.data import build_loaders
 from vision_reference.distillation import Teacher
+from vision_reference.files import seal, unseal
 from vision_reference.images.folders import image_folder
 from vision_reference.images.pipelines import Normalize, training_pipeline
 from vision_reference.images.presets import PRESETS
 from vision_reference.images.torch_loader import ImageDataset
 from vision_reference.machine import Rank
-from vision_reference.soft_labels.store import SoftLabels, Store, manifest_hash
+from vision_reference.soft_labels.store import Store
+from vision_reference.soft_labels.stored_teachers import SoftLabels
 
 ROOT = Path(__file__).resolve().parents[3]
 CPU = torch.device("cpu")
@@ -181,8 +183,8 @@ def test_two_teachers_with_shared_views_are_an_ensemble(stored, second):
 
 def test_the_size_is_told_first_and_the_error_of_every_k_last(stored, top_two, store, teacher):
     text = stored[1]
-    assert "resnet18 about 2 views of each of 83 images: 5.48 kB in" in text
-    assert text.index("5.48 kB") < text.index("ETA 0:00:00") < text.index("KL between the teacher and what a store")
+    assert "resnet18 about 2 views of each of 83 images: 5.48kB in" in text
+    assert text.index("5.48kB") < text.index("ETA 0:00:00") < text.index("KL between the teacher and what a store")
     errors = json.loads((top_two / "manifest.json").read_text())["errors"]
     assert errors.keys() == {"stored uniform", "stored drop"}
     assert all(0 < value < 5 for row in errors.values() for value in row)
@@ -201,7 +203,6 @@ def test_check_finds_good_stores_good_and_others_not(store, teacher, stored, top
 
 KILLED = """
 import os, signal, sys
-from vision_reference.soft_labels import writer as soft_label_writer
 from vision_reference import store_soft_labels
 store_soft_labels.BLOCK = 16
 calls, last, real = 0, int(sys.argv.pop(1)), os.fsync
@@ -222,7 +223,7 @@ def test_killed_at_any_moment_and_started_again_equals_straight_byte_for_byte(st
     store(*flags, "--output-dir", tmp_path / "straight")
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     # When the second block has but one of its files; while the manifest is written.
-    for last, progress in ((8, 1), (35, 12)):
+    for last, progress in ((8, 1), (36, 12)):
         command = [sys.executable, "-c", KILLED, str(last), *store.flags, *flags, "--output-dir", tmp_path / "killed"]
         died = subprocess.run(list(map(str, command)), capture_output=True, text=True, env=environment)
         assert died.returncode == -9, died.stderr
@@ -319,7 +320,7 @@ def test_damage_is_refused_in_one_line(train, stored, tmp_path):
         view = 1 if place == -1 else int(place > 83 * 8)
         assert f"damaged: images 0 to 82 of view {view} are not as" in refused("labels.bin", flipped(place))
     assert "is damaged: images 0 to 82 of view 1" in refused("views.bin", flipped(-1))
-    assert "labels.bin has 1000 bytes instead of 1328: cut short" in refused("labels.bin", lambda data: data[:1000])
+    assert "labels.bin has 1000 bytes instead of 1328; delete" in refused("labels.bin", lambda data: data[:1000])
     assert "views.bin has 4151 bytes instead of 4150" in refused("views.bin", lambda data: data + b"x")
     assert "manifest.json is damaged" in refused("manifest.json", lambda data: data[:300])
     assert "manifest.json is damaged" in refused("manifest.json", lambda data: data.replace(b'"seed": 1', b'"seed": 2'))
@@ -400,9 +401,8 @@ def test_broken_images_are_left_out_of_both_or_of_neither(store, train, teacher,
 
 def test_other_versions_are_noted(train, stored, tmp_path):
     shutil.copytree(stored[0], tmp_path / "s")
-    manifest = json.loads((tmp_path / "s" / "manifest.json").read_text())
-    del manifest["sha256"]
+    manifest = unseal(tmp_path / "s" / "manifest.json")
     manifest["versions"]["pillow"] = "1.0"
-    (tmp_path / "s" / "manifest.json").write_text(json.dumps({**manifest, "sha256": manifest_hash(manifest)}))
+    (tmp_path / "s" / "manifest.json").write_bytes(seal(manifest))
     flags = ["--soft-labels", tmp_path / "s", "--epochs", 0, "--output-dir", tmp_path]
     assert "was stored with other versions, pixels may differ: pillow 1.0 -> " in train(*flags)

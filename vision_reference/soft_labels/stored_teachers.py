@@ -1,0 +1,131 @@
+"""Stored teachers: the stores that a training run learns from, found to be about what it trains on."""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from torch import Tensor
+
+from vision_reference.errors import UserError
+from vision_reference.images.folders import Sample
+from vision_reference.machine import Rank, gather_objects
+from vision_reference.soft_labels.codec import TAILS, average
+from vision_reference.soft_labels.provenance import check_pixels, describe_data, pixel_flags, versions
+from vision_reference.soft_labels.store import Store
+
+
+class SoftLabels:
+    """The stored teachers of one run: one, or several whose probabilities are averaged.
+
+    Args:
+        stores: of the same views.
+        temperature: T of the distillation.
+        tail: one of ``codec.TAILS``.
+    """
+
+    def __init__(self, stores: Sequence[Store], temperature: float, tail: str) -> None:
+        self.stores = stores
+        self.temperature = temperature
+        self.tail = tail
+
+    @property
+    def views(self) -> np.memmap:
+        """(M, N) records ``seed``, ``box``, ``flip``: what the teachers saw."""
+        return self.stores[0].views
+
+    def logits(self, epoch: int, indices: np.ndarray) -> Tensor:
+        """Logits (B, K) of the teachers for images ``indices`` (B,) as ``epoch`` shows them: view epoch mod M.
+
+        (B, K + 1) with the tail ``bucket``, see ``codec.decode``.
+        """
+        view = epoch % len(self.views)
+        answers = [store.logits(view, indices, self.temperature, self.tail) for store in self.stores]
+        return average(answers, self.temperature)
+
+
+def open_soft_labels(
+    args: argparse.Namespace, samples: Sequence[Sample], classes: Sequence[str], rank: Rank
+) -> SoftLabels:
+    """The stores of ``--soft-labels``, found to be whole and about what this run trains on.
+
+    All bytes are read and compared with their checksums, shared by the processes.
+
+    Args:
+        samples, classes: the run's training images and the names of its classes.
+
+    Raises:
+        UserError: a store that is missing, unfinished, damaged, of other data, pixels or views, or without what the
+            flags ask for.
+    """
+    stores = [Store(Path(name)) for name in args.soft_labels.split(",") if name]
+    if not stores:
+        raise UserError("--soft-labels needs the folder of a store, or several with commas between them")
+    if args.kd_tail == "bucket" and len(stores) > 1:
+        raise UserError("--kd-tail bucket is for one store: several leave out different classes; give uniform or drop")
+    data = describe_data(samples, classes)  # by every process: another machine may have other files
+    for store in stores:
+        check_belongs(store, data, pixel_flags(args))
+        _check_labels(store, args)
+        _check_same_views(stores[0], store)
+    for store in stores:
+        share = store.blocks[rank.rank :: rank.world_size]
+        if damages := list(filter(None, gather_objects(store.damage(share)))):
+            raise UserError(damages[0])
+    _announce(stores, args.loader, rank)
+    return SoftLabels(stores, args.kd_temperature, args.kd_tail or TAILS[0])
+
+
+def check_belongs(store: Store, data: dict, pixels: dict) -> None:
+    """Refuses a store of other data or pixels than the run's.
+
+    Args:
+        data, pixels: of the run, as ``provenance`` describes them.
+
+    Raises:
+        UserError: names what differs, stored and given.
+    """
+    for what, stored in (("classes", store.classes), ("images", store.images)):
+        if stored != data[what]:
+            hint = "; --skip-unreadable must be given as it was then" if what == "images" else ""
+            raise UserError(f"{store.folder} is about {stored} {what}, --data-path has {data[what]}{hint}")
+    for number, (stored, given) in enumerate(zip(store.class_names or (), data["class_names"], strict=False)):
+        if stored != given:
+            raise UserError(
+                f"{store.folder} calls class {number} '{stored}', --data-path '{given}': the student would learn "
+                "answers about other classes; name and order them as they were, or store anew"
+            )
+    if store.sha256 != data["sha256"]:
+        raise UserError(f"{store.folder} is about other data: {data['covers']} differ from those in --data-path")
+    check_pixels(store.pixels, pixels, str(store.folder))
+
+
+def _check_same_views(first: Store, second: Store) -> None:
+    for name, one in first.shown.items():
+        if one != second.shown.get(name):
+            raise UserError(
+                f"{first.folder} and {second.folder} hold different views ({name} {one} and {second.shown.get(name)}): "
+                f"store the second with --same-views-as {first.folder}"
+            )
+
+
+def _check_labels(store: Store, args: argparse.Namespace) -> None:
+    if store.top_k is None:
+        if args.kd_tail:
+            raise UserError(f"--kd-tail is about what top-k leaves out, but {store.folder} has all classes; drop it")
+    elif args.kd_temperature not in store.temperatures:
+        known = ", ".join(f"{temperature:g}" for temperature in store.temperatures)
+        raise UserError(
+            f"{store.folder} has the {store.top_k} largest logits at temperatures {known}, not at --kd-temperature "
+            f"{args.kd_temperature:g}; choose one of these, or store anew with --temperatures or without --top-k"
+        )
+
+
+def _announce(stores: Sequence[Store], loader: str, rank: Rank) -> None:
+    teachers, count = " and ".join(store.arch for store in stores), stores[0].count
+    rank.say(f"soft labels of {teachers}: {count} views of each image; epoch e (from 1) shows view (e - 1) mod {count}")
+    now = versions(loader)
+    for store in stores:
+        then = {name: version for name, version in store.versions.items() if version != now.get(name, version)}
+        if changes := ", ".join(f"{name} {version} -> {now[name]}" for name, version in then.items()):
+            rank.say(f"note: {store.folder} was stored with other versions, pixels may differ: {changes}")
