@@ -55,6 +55,7 @@ def main(args: argparse.Namespace) -> None:
     """Store, or go on storing, and check."""
     machine = choose_machine(args)
     rank, folder = machine.rank, Path(args.output_dir)
+    folder.mkdir(parents=True, exist_ok=True)  # --skip-unreadable reports into it
     data = list_samples(args, rank)
     samples, classes = data.train, data.classes
     if args.top_k and args.top_k >= len(classes):

@@ -394,6 +394,8 @@ def test_broken_images_are_left_out_of_both_or_of_neither(store, train, teacher,
         tmp_path / "o",
         "--model",
         "shufflenet_v2_x0_5",
+        "--lr",
+        0.001,
     ]
     assert "is about 82 images, --data-path has 83" in train(*run, expect=2)
     train(*run, "--skip-unreadable")
