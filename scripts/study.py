@@ -315,7 +315,7 @@ def remove_earlier(output: Path) -> None:
     """Remove what an earlier run of a study left in its folder, and nothing else.
 
     Raises:
-        UserError: the folder holds something, but no study.
+        UserError: the folder holds something, but no study, or it is being run.
     """
     if not output.exists():
         return
@@ -323,19 +323,12 @@ def remove_earlier(output: Path) -> None:
         if any(output.iterdir()):
             raise UserError(f"--fresh: {output} holds no study (no {MARK} in it); it was left as it is")
         return
-    for name in ("runs", "figures", "analysis"):
-        shutil.rmtree(output / name, ignore_errors=True)
-    for name in (
-        "results.jsonl",
-        "config.yaml",
-        "report.html",
-        "report.md",
-        "summary.json",
-        "summary.md",
-        "study.lock",
-    ):
-        (output / name).unlink(missing_ok=True)
-    (output / MARK).unlink()  # last: an interrupted removal can be repeated
+    files = ("results.jsonl", "config.yaml", "report.html", "report.md", "summary.json", "summary.md")
+    with locked(output):
+        for name in ("runs", "figures", "analysis", "cluster"):
+            shutil.rmtree(output / name, ignore_errors=True)
+        for name in (*files, MARK):  # the mark last: an interrupted removal can be repeated
+            (output / name).unlink(missing_ok=True)
 
 
 def run(

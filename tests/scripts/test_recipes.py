@@ -3,6 +3,7 @@
 import json
 import os
 import shlex
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -354,6 +355,18 @@ def test_help_runs_and_installs_nothing(script, tmp_path):
     assert done.returncode == 0
     assert len(done.stdout) > 80
     assert done.stderr == ""
+
+
+@pytest.mark.parametrize("script", ["imagenet/train_teacher.sh", "nmt/train_experts.sh"])
+def test_a_half_made_environment_is_named_with_what_to_do(tmp_path, script):
+    for name in (script, "nmt/lib/common.sh", "lib/recipe.sh", "lib/venv.sh"):
+        (tmp_path / "scripts" / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / "scripts" / name, tmp_path / "scripts" / name)
+    (tmp_path / ".venv" / "bin").mkdir(parents=True)
+    done = subprocess.run(["bash", str(tmp_path / "scripts" / script)], capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr.endswith("/.venv is half made (set-up was interrupted or failed); run: bash scripts/setup.sh\n")
+    assert done.stderr.count("\n") == 1
 
 
 def test_a_student_without_its_teacher_stops_with_the_way_to_get_it(tmp_path):

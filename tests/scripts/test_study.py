@@ -310,9 +310,19 @@ def test_fresh_removes_what_a_study_left_and_nothing_else(fake, tmp_path, capsys
 
 def test_a_study_that_is_being_run_is_left_alone(fake, tmp_path, capsys):
     (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "study.json").write_text("{}")
     with command.locked(tmp_path / "out"):
         assert fake("run", "fake.yaml", "--output", "out") == 2
-    assert "is being run by process" in capsys.readouterr().err
+        assert fake("run", "fake.yaml", "--output", "out", "--fresh") == 2
+    assert capsys.readouterr().err.count("is being run by process") == 2
+    assert (tmp_path / "out" / "study.json").exists()
+
+
+def test_other_data_is_noticed(fake, tmp_path, capsys):
+    assert fake("run", "fake.yaml", "--output", "out") == 0
+    (tmp_path / "other").mkdir()
+    assert fake("run", "fake.yaml", "--output", "out", "--data", str(tmp_path / "other")) == 0
+    assert "note: this study was begun with the data in" in capsys.readouterr().err
 
 
 def test_a_gpu_serves_one_job(tmp_path, monkeypatch):
