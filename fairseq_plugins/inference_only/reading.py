@@ -57,7 +57,7 @@ def _first_line(problem: BaseException) -> str:
 
 def _refuse(what: str, problem: Exception) -> NoReturn:
     logger.debug(what, exc_info=problem)
-    raise UserError(f"{what} ({_first_line(problem)})") from None
+    raise UserError(f"{what}: {_first_line(problem)}") from None
 
 
 def _load_checkpoint_to_cpu(stock: Callable[..., dict[str, Any]]) -> Callable[..., dict[str, Any]]:
@@ -84,7 +84,7 @@ def _load_model_ensemble_and_task(stock: Callable[..., Any]) -> Callable[..., An
             try:
                 return stock(filenames, *args, **kwargs)
             except Exception as problem:  # weights or options that fairseq cannot make a model of
-                _refuse(f"cannot rebuild the model of {names} from its options and weights", problem)
+                _refuse(f"checkpoint {names} cannot be rebuilt from its options and weights", problem)
 
     return load_model_ensemble_and_task
 

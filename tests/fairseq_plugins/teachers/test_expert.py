@@ -170,7 +170,7 @@ def test_dictionary_next_to_the_checkpoint_is_used_where_the_training_data_are_g
 
 def test_weights_that_do_not_fit_their_options(toy, tmp_path, vocabulary):
     path = changed(toy.de, tmp_path / "odd.pt", lambda state: vars(state["cfg"]["model"]).update(encoder_layers=3))
-    assert "cannot rebuild the model of" in refusal(load_teacher, path, vocabulary)
+    assert "cannot be rebuilt from its options and weights" in refusal(load_teacher, path, vocabulary)
 
 
 @pytest.mark.parametrize(
