@@ -21,17 +21,21 @@ import time
 from collections.abc import Collection, Iterator
 from pathlib import Path
 
-import numpy as np
-import torch
-from tqdm import tqdm
-
 if not __package__:  # run as a file: the root of the clone takes the place of its own folder
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from vision_reference.arguments import parse_store_args
+from vision_reference.errors import UserError, run_command
+
+if __name__ == "__main__":  # before torch is imported, which takes seconds: --help and mistakes are answered at once
+    run_command("store_soft_labels.py", parse_store_args)
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
 from vision_reference.data import Look, Reading, list_samples, view_loader
 from vision_reference.distillation import Teacher, read_teacher
-from vision_reference.errors import UserError, run_command
 from vision_reference.images.batch import Batch
 from vision_reference.images.folders import Samples
 from vision_reference.images.presets import PRESETS

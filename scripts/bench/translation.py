@@ -45,7 +45,7 @@ from scripts.nmt.lib.user_error import UserError, run_cli
 
 WAYS = ("plain", "online", "stored", "teacher")
 BARS = {"stored_over_plain": 0.97, "online_over_allowed": 0.95}
-_STUDENT = Path(__file__).with_name("train_student.sh")
+_STUDENT = Path(__file__).resolve().parents[1] / "nmt" / "train_student.sh"
 # as in common.sh; glibc reads them when a process starts
 _KEEP_FREED_MEMORY = {"MALLOC_MMAP_THRESHOLD_": "8589934592", "MALLOC_TRIM_THRESHOLD_": "8589934592"}
 
