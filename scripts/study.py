@@ -430,6 +430,22 @@ def write_report(folder: Path) -> Path:
     return page.write_report(folder)
 
 
+def look_into(study: Study, folder: Path, data: Path | None = None) -> None:
+    """For the page of a study of images: features, diffusion index and confusions of its students, its teachers.
+
+    What cannot be looked into is said; the page then goes without.
+    """
+    if study.kind != IMAGES:
+        return
+    from scripts.studies import mechanism
+
+    print("looking into the networks: features, diffusion index, confusions, teachers", flush=True)
+    try:
+        mechanism.analyse(folder, data=data, dataset=str(study.settings.get("dataset", "imagefolder")))
+    except UserError as error:
+        print(f"note: {error.line}; the page goes without the mechanism", flush=True)
+
+
 def main() -> None:
     args = get_args_parser().parse_args()
     if args.command == "status":
@@ -452,7 +468,8 @@ def main() -> None:
 
         launcher = slurm(args.output.absolute() / "cluster", args.slurm, args.jobs)
     run(study, text, args.output, data=args.data, at_once=args.jobs, launcher=launcher)
-    print(f"results: {args.output / 'results.jsonl'}; the page: python scripts/study.py report {args.output}")
+    look_into(study, args.output.absolute(), args.data)
+    print(f"results: {args.output / 'results.jsonl'}; the page: {write_report(args.output)}")
 
 
 if __name__ == "__main__":

@@ -89,6 +89,7 @@ def main() -> None:
     studies.write(output / "summary.md", text)
     print("\n" + text)
     print(f"written to {args.output}/summary.md and summary.json; checkpoints, metrics and logs in {args.output}/runs")
+    studies.look_into(study, output)
     print(f"the page: {studies.write_report(output)}")
 
 
