@@ -17,7 +17,7 @@ from vision_reference.images.presets import PRESETS
 if TYPE_CHECKING:
     from vision_reference.networks.description import Description
 
-TAILS = ("uniform", "drop")  # of ``soft_labels.codec``, which needs torch
+TAILS = ("uniform", "drop", "bucket")  # of ``soft_labels.codec``, which needs torch
 
 _EPILOG = """examples:
   python vision_reference/train.py --data-path data/digits --preset digits --model resnet18 --epochs 8 --lr 0.05
@@ -310,6 +310,8 @@ def _check_soft_labels(args: argparse.Namespace) -> None:
         if args.kd_tail:
             raise UserError("--kd-tail was given without --soft-labels; drop it")
         return
+    if args.kd_tail == "bucket" and args.kd_loss != "kl":
+        raise UserError("--kd-tail bucket changes the classes that are compared, which --kd-loss kl alone knows of")
     unserved = {
         "--teacher": (args.teacher, "both say who teaches"),
         "--mixup-alpha": (args.mixup_alpha, "the teacher would have to see the mixed images"),

@@ -61,6 +61,7 @@ def test_accumulated_batches_are_one_large_batch(train, own, tmp_path, monkeypat
         (["--kd-loss", "dkd"], "--kd-loss was given without --teacher"),
         (["--teacher", "resnet18", "--teacher-weights", "x", "--kd-loss", "dkd:gamma=1"], "the loss has alpha, beta"),
         (["--kd-loss", ""], "is empty"),
+        (["--soft-labels", "x", "--kd-loss", "ttm", "--kd-tail", "bucket"], "which --kd-loss kl alone knows of"),
         (["--model", "no_such_module:net"], "cannot import no_such_module"),
         (["--accumulate", "0"], "is not an integer from 1"),
     ],

@@ -48,7 +48,7 @@ def test_the_command_writes_every_measurement(monkeypatch, tmp_path, capsys):
 
 
 @pytest.mark.parametrize("flag", ["--batch-size", "--rounds"])
-def test_impossible_sizes_are_refused_in_one_line(flag, bench, monkeypatch, capsys):
+def test_impossible_sizes_are_refused_in_one_line(flag, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["bench", flag, "0"])
     with pytest.raises(SystemExit) as exit_status:
         bench.main()

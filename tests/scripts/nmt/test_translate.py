@@ -77,7 +77,7 @@ def test_the_command_keeps_lines_order_and_empty_lines_and_needs_nothing_but_the
     lines = done.stdout.split("\n")
     assert [bool(line) for line in lines] == [True, False, True, False, False, True, False], done.stderr
     assert done.returncode == 1
-    assert done.stderr.startswith("translate.py: line 4: ")
+    assert "translate.py: line 4: " in done.stderr
     assert done.stderr.endswith(" pieces, the model reads at most 1,022: left empty\n")
     # the language was written by nobody but the checkpoint
     assert set(lines[0].split()) <= {"null", "eins", "zwei", "drei", "vier", "fünf", "sechs", "sieben", "acht", "neun"}

@@ -36,9 +36,9 @@ def test_a_phrase_is_in_the_same_split_for_both_pairs(texts):
 
 
 def test_another_process_makes_the_same_phrases(scripts_folder):
-    program = "import cldr_phrases, json; print(json.dumps(cldr_phrases.phrases(count=500)))"
-    environment = {"PYTHONHASHSEED": "7"}
-    done = subprocess.run([sys.executable, "-c", program], cwd=scripts_folder, env=environment, capture_output=True)
+    program = "import json; from scripts.nmt.lib.cldr_phrases import phrases; print(json.dumps(phrases(count=500)))"
+    command, root = [sys.executable, "-c", program], scripts_folder.parent
+    done = subprocess.run(command, cwd=root, env={"PYTHONHASHSEED": "7"}, capture_output=True)
     assert json.loads(done.stdout) == cldr_phrases.phrases(count=500)
 
 
