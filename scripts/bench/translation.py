@@ -45,7 +45,8 @@ from scripts.nmt.lib.user_error import UserError, run_cli
 
 WAYS = ("plain", "online", "stored", "teacher")
 BARS = {"stored_over_plain": 0.97, "online_over_allowed": 0.95}
-_STUDENT = Path(__file__).resolve().parents[1] / "nmt" / "train_student.sh"
+_ROOT = Path(__file__).resolve().parents[2]
+_STUDENT = _ROOT / "scripts" / "nmt" / "train_student.sh"
 # as in common.sh; glibc reads them when a process starts
 _KEEP_FREED_MEMORY = {"MALLOC_MMAP_THRESHOLD_": "8589934592", "MALLOC_TRIM_THRESHOLD_": "8589934592"}
 
@@ -102,7 +103,7 @@ def commands(args: argparse.Namespace, further: list[str]) -> tuple[list[list[st
 
 
 def import_training() -> None:
-    """Import fairseq-train, but not the plugin: each run finds it by --user-dir, as a user's does."""
+    """Import fairseq-train, but not the plugin's tasks: each run imports them, as --user-dir does for a user."""
     logging.disable(logging.INFO)  # it reports on import that a board for audio tasks is not installed
     import fairseq_cli.train  # noqa: F401
 
@@ -128,6 +129,7 @@ def measure(way: str, command: list[str], warmup: int, updates: int, log: Path) 
 
 def _train(way: str, command: list[str], warmup: int, updates: int, log: Path, sender: Connection) -> None:
     """fairseq-train with a clock around its updates; leaves the process after the last one that counts."""
+    from fairseq.tasks import import_tasks
     from fairseq.trainer import Trainer
     from fairseq_cli.train import cli_main
 
@@ -140,6 +142,8 @@ def _train(way: str, command: list[str], warmup: int, updates: int, log: Path, s
         forever = ["--max-update", str(warmup + updates + 1), "--max-epoch", str(warmup + updates + 1)]
         quiet = ["--no-save", "--disable-validation", "--log-interval", "1000000", "--save-dir", folder]
         sys.argv = [*command, *forever, *quiet]
+        # fairseq passes over the tasks of a user-dir of which a module is imported already, as that of its errors is
+        import_tasks(str(_ROOT / "fairseq_plugins" / "tasks"), "fairseq_plugins.tasks")
         cli_main()
 
 
