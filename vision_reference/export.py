@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING
 if not __package__:  # run as a file: the root of the clone takes the place of its own folder
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
+from vision_reference.analysis.flags import Parser
 from vision_reference.errors import UserError, run_command
 
 if TYPE_CHECKING:
@@ -37,20 +38,13 @@ _ROUNDS = 5
 Run = Callable[["np.ndarray"], "np.ndarray"]  # normalized images (B, 3, S, S) float32 to logits (B, K)
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> None:  # type: ignore[override]
-        self.exit(2, f"{self.prog}: error: {message} (--help lists all flags)\n")
-
-
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     """Parsed and checked flags.
 
     Raises:
         UserError: flags that contradict each other.
     """
-    parser = _Parser(
-        prog="export.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+    parser = Parser("export.py", __doc__ or "")
     parser.add_argument("checkpoint", help="a checkpoint or a torchvision weights name, as for predict.py")
     parser.add_argument("--format", required=True, choices=FORMATS, help="what to write")
     parser.add_argument("--output", required=True, type=Path, metavar="FILE|DIR", help="file, or folder for the Hub")

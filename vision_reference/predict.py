@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING
 if not __package__:  # run as a file: the root of the clone takes the place of its own folder
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
+from vision_reference.analysis.flags import Parser, count
 from vision_reference.errors import UserError, run_command
 
 if TYPE_CHECKING:
@@ -32,23 +33,13 @@ if TYPE_CHECKING:
 ENDINGS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> None:  # type: ignore[override]
-        self.exit(2, f"{self.prog}: error: {message} (--help lists all flags)\n")
-
-
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     """Parsed and checked flags.
 
     Raises:
         UserError: nothing to predict, or flags that contradict each other.
     """
-    parser = _Parser(
-        prog="predict.py",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = Parser("predict.py", __doc__ or "")
     parser.add_argument(
         "checkpoint",
         help="a checkpoint (ours, torchvision's, *.pth.tar, a state dict, safetensors) or a torchvision weights name",
@@ -56,7 +47,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("images", nargs="*", metavar="IMAGE|FOLDER|-", help="pictures; -: paths on standard input")
     parser.add_argument("--model", metavar="NAME", help="the network, where the file does not name it")
     parser.add_argument("--model-ema", action="store_true", help="predict with the moving average of the weights")
-    parser.add_argument("--top", type=_count, default=5, metavar="N", help="classes shown of each (default: 5)")
+    parser.add_argument("--top", type=count, default=5, metavar="N", help="classes shown of each (default: 5)")
     parser.add_argument("--format", choices=("table", "json", "csv"), default="table", help="(default: table)")
     parser.add_argument(
         "--confusion",
@@ -67,8 +58,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--output", type=Path, metavar="DIR", help="with --confusion: folder for its tables and picture"
     )
-    parser.add_argument("-b", "--batch-size", type=_count, default=32, help="pictures at a time (default: 32)")
-    parser.add_argument("-j", "--workers", type=_count, default=4, help="threads that read pictures (default: 4)")
+    parser.add_argument("-b", "--batch-size", type=count, default=32, help="pictures at a time (default: 32)")
+    parser.add_argument("-j", "--workers", type=count, default=4, help="threads that read pictures (default: 4)")
     parser.add_argument("--device", default="cuda", help="cpu, cuda, cuda:N; the CPU where there is no GPU")
     args = parser.parse_intermixed_args(argv)
     if bool(args.images) == bool(args.confusion):
@@ -76,12 +67,6 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     if args.output and not args.confusion:
         raise UserError("--output is for --confusion; predictions go to standard output")
     return args
-
-
-def _count(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"'{text}' is not an integer from 1")
-    return int(text)
 
 
 @dataclass(frozen=True)
@@ -302,8 +287,8 @@ def report_confusion(predictor: Predictor, names: list[str], counts: list[list[i
     for name, total, value in sorted(zip(names, totals, share, strict=True), key=lambda row: row[2]):
         print(f"| {name} | {total} | {value:.2f} |")
     print("\n| class | taken for | times |\n|---|---|---|")
-    for count, name, other in pairs[:10]:
-        print(f"| {name} | {other} | {count} |")
+    for times, name, other in pairs[:10]:
+        print(f"| {name} | {other} | {times} |")
     output.mkdir(parents=True, exist_ok=True)
     per_class = zip(names, totals, rights, share, strict=True)
     drawing.save_table(output / "per_class.csv", ["class", "pictures", "right", "accuracy"], list(per_class))
