@@ -41,7 +41,8 @@ if ! .venv/bin/python -c "import sys; sys.exit('%d.%d' % sys.version_info[:2] !=
     fi
 fi
 echo "setup: installing the locked packages (several GB the first time)"
-VIRTUAL_ENV=$PWD/.venv "$UV" pip sync --require-hashes "${files[@]}"
+# Compiled now: where PYTHONDONTWRITEBYTECODE is set, as in many containers, each process would compile torch anew (6 s).
+VIRTUAL_ENV=$PWD/.venv "$UV" pip sync --compile-bytecode --require-hashes "${files[@]}"
 # --no-deps: every dependency is in the lock already.
 VIRTUAL_ENV=$PWD/.venv "$UV" pip install --quiet --no-deps --editable .
 echo "$dali" > "$choice"
