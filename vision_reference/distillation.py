@@ -5,44 +5,17 @@ temperature T for teacher and student alike, and the divergence scaled by T^2 so
 depend on T.
 """
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vision_reference.images.presets import Preset
-from vision_reference.kd_losses import KdLoss, kl, loss_type
-from vision_reference.networks.by_name import build_filled, match_classes, read_state
-from vision_reference.networks.description import Description
+from vision_reference.losses.kd import KdLoss, kl
+from vision_reference.losses.labels import label_loss
 from vision_reference.networks.folding import fold_batch_norms
 from vision_reference.networks.full_batches import FullBatches
-
-
-def label_loss(logits: Tensor, targets: Tensor, label_smoothing: float, max_suppression: float = 0.0) -> Tensor:
-    """Cross entropy with label smoothing, or with the largest logit held down instead of the true one.
-
-    Label smoothing replaces the one-hot target by ``(1 - alpha) * y + alpha / K``, which is the same as adding
-    ``alpha * (z_true - mean(z))`` to the plain cross entropy. MaxSup (Zhou et al. 2025, arXiv 2502.15798, section 3)
-    adds ``alpha * (max(z) - mean(z))``: where the network is right the two are equal, where it is wrong smoothing
-    pushes the true logit down further while MaxSup pushes down the wrong one that leads.
-
-    Args:
-        logits: (B, K), any floating type.
-        targets: (B,) class numbers, or (B, K) class probabilities (mixed images).
-        label_smoothing: alpha of label smoothing, from 0 to 1.
-        max_suppression: alpha of MaxSup, from 0 to 1.
-
-    Returns:
-        Scalar mean over the batch, float32 (float64 for float64 input).
-    """
-    logits = logits.to(loss_type(logits))
-    loss = F.cross_entropy(logits, targets, label_smoothing=label_smoothing)
-    if max_suppression:
-        loss = loss + max_suppression * (logits.amax(dim=1) - logits.mean(dim=1)).mean()
-    return loss
 
 
 class Losses(NamedTuple):
@@ -73,62 +46,14 @@ def distillation_loss(
         temperature: T > 0.
         kd_weight: lambda, from 0 to 1.
         label_smoothing: alpha of the student's own labels, from 0 to 1.
-        max_suppression: alpha of MaxSup in the student's own cross entropy, see ``label_loss``.
-        kd_loss: what the student is to match, see ``kd_losses``; T^2 times the KL divergence by default.
+        max_suppression: alpha of MaxSup in the student's own cross entropy, see ``losses.labels``.
+        kd_loss: what the student is to match, see ``losses.kd``; T^2 times the KL divergence by default.
     """
     ce = label_loss(student_logits, targets, label_smoothing, max_suppression)
     if teacher_logits is None:
         return Losses(ce, torch.zeros_like(ce), ce)
     kd = kd_loss(student_logits, teacher_logits, targets, temperature)
     return Losses(kd_weight * kd + (1 - kd_weight) * ce, kd, ce)
-
-
-class TrainedTeacher(NamedTuple):
-    """A teacher as its file gives it, for the data of this run.
-
-    Attributes:
-        network: in evaluation mode, its logits in the order of the data's classes.
-        renormalize: (factor, offset), each (3, 1, 1), that turn this run's pixels into those that it was trained on;
-            None if they are the same.
-        description: what its file says about it.
-        notes: lines to tell the user.
-    """
-
-    network: nn.Module
-    renormalize: tuple[Tensor, Tensor] | None
-    description: Description
-    notes: list[str]
-
-
-def read_teacher(
-    name: str, weights: str, classes: Sequence[str], preset: Preset, temperatures: Collection[float]
-) -> TrainedTeacher:
-    """The teacher of ``--teacher`` and ``--teacher-weights``.
-
-    Args:
-        name, weights: the network and its weights, a file or a torchvision weights name.
-        classes: of the data.
-        preset: how this run normalizes pixels.
-        temperatures: at which the student is to learn from it; a teacher of smoothed labels is best at 1.
-
-    Raises:
-        UserError: there are no such weights, they cannot be read or are of another network or other classes.
-    """
-    state, description = read_state(weights, name)
-    network = build_filled(name, len(classes), state, weights).eval()
-    notes = match_classes(network, description, classes)
-    smoothing = description.args.get("label_smoothing")
-    if isinstance(smoothing, float) and smoothing > 0 and max(temperatures, default=1) > 1:
-        notes.append(
-            f"note: the teacher was trained with --label-smoothing {smoothing:g}; at a temperature of "
-            f"{max(temperatures):g} a student loses what that brings: distil at --kd-temperature 1"
-        )
-    own = description.mean, description.std
-    if None in own or own == (preset.mean, preset.std):
-        return TrainedTeacher(network, None, description, notes)
-    mean, std, own_mean, own_std = (torch.tensor(values).view(3, 1, 1) for values in (preset.mean, preset.std, *own))
-    notes.append(f"note: the teacher is shown pixels as it was trained on them (mean {own[0]}, std {own[1]})")
-    return TrainedTeacher(network, (std / own_std, (mean - own_mean) / own_std), description, notes)
 
 
 class Teacher:
@@ -144,7 +69,7 @@ class Teacher:
         memory_format: the student's memory format.
         autocast: makes the autocast context in which the student runs.
         compile: compile the forward pass.
-        renormalize: see ``TrainedTeacher``.
+        renormalize: see ``networks.teachers.TrainedTeacher``.
     """
 
     def __init__(

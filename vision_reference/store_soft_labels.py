@@ -35,13 +35,14 @@ import torch
 from tqdm import tqdm
 
 from vision_reference.data import Look, Reading, list_samples, view_loader
-from vision_reference.distillation import Teacher, read_teacher
+from vision_reference.distillation import Teacher
 from vision_reference.images.batch import Batch
 from vision_reference.images.folders import Samples
 from vision_reference.images.presets import PRESETS
 from vision_reference.images.samplers import view_seed
 from vision_reference.machine import Machine, barrier, choose_machine, from_main
 from vision_reference.networks.heads import check_input_sizes
+from vision_reference.networks.teachers import read_teacher
 from vision_reference.soft_labels.codec import encode, error_rows, error_sums, error_table
 from vision_reference.soft_labels.provenance import describe_data, hash_weights, pixel_flags, versions
 from vision_reference.soft_labels.store import BLOCK, FORMAT, Block, Store, record_types

@@ -37,13 +37,15 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from vision_reference.data import Loader, build_loaders
-from vision_reference.distillation import Teacher, distillation_loss, label_loss, read_teacher
+from vision_reference.distillation import Teacher, distillation_loss
 from vision_reference.files import atomic_copy, atomic_file
 from vision_reference.images.presets import PRESETS
 from vision_reference.images.samplers import combine_seeds
-from vision_reference.kd_losses import KdLoss, parse_kd_loss
 from vision_reference.learner import Learner, build_learner
 from vision_reference.loaders import SoftLabelLoader, TeacherLoader
+from vision_reference.losses.by_name import parse_kd_loss
+from vision_reference.losses.kd import KdLoss
+from vision_reference.losses.labels import label_loss
 from vision_reference.machine import (
     Machine,
     Rank,
@@ -53,11 +55,13 @@ from vision_reference.machine import (
     share_buffers,
     sum_over_ranks,
 )
-from vision_reference.metrics import MetricsFile, Outcomes, ProgressLine, TrainingAverages, correct_in_top
+from vision_reference.metrics import Outcomes, ProgressLine, TrainingAverages, correct_in_top
 from vision_reference.networks import by_name, checkpoints, heads
 from vision_reference.networks.description import describe_run, from_checkpoint
 from vision_reference.networks.full_batches import FullBatches
-from vision_reference.run_folder import begin_epochs, goes_back, open_run_folder
+from vision_reference.networks.teachers import read_teacher
+from vision_reference.runs.folder import begin_epochs, goes_back, open_run_folder
+from vision_reference.runs.metrics_file import MetricsFile
 
 GO_ON = "the same command with --resume auto goes on after the last finished epoch"
 

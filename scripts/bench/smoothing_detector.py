@@ -46,7 +46,7 @@ def train(data, model: str, kind: str, alpha: float, *, epochs: int, mirror: boo
     """Logits (N, K) of a freshly trained teacher on the validation images, as a float32 array."""
     import torch
 
-    from vision_reference.distillation import label_loss
+    from vision_reference.losses.labels import label_loss
     from vision_reference.networks.by_name import build_model
 
     images, labels, val_images, _, classes = data

@@ -55,9 +55,9 @@ from vision_reference.images.pipelines import Normalize
 from vision_reference.images.presets import PRESETS
 from vision_reference.images.samplers import TrainBatchSampler
 from vision_reference.images.torch_loader import TorchvisionLoader
-from vision_reference.kd_losses import kd_divergence
 from vision_reference.learner import build_learner
 from vision_reference.loaders import SoftLabelLoader, TeacherLoader
+from vision_reference.losses.kd import kd_divergence
 from vision_reference.machine import choose_machine
 from vision_reference.networks.by_name import build_model
 from vision_reference.soft_labels.codec import REPORTED, encode, error_rows

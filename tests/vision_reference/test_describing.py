@@ -8,12 +8,13 @@ from torch import nn
 from torchvision.models import ResNet18_Weights, resnet18
 
 from vision_reference.arguments import follow_description, parse_args
-from vision_reference.distillation import Teacher, read_teacher
+from vision_reference.distillation import Teacher
 from vision_reference.errors import UserError
 from vision_reference.images.presets import PRESETS
 from vision_reference.networks import by_name, heads
 from vision_reference.networks.by_name import match_classes
 from vision_reference.networks.description import Description
+from vision_reference.networks.teachers import read_teacher
 
 MODEL = "shufflenet_v2_x0_5"
 

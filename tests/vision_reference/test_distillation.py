@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 from torch import nn
 from torchvision.models import resnet18
 
-from vision_reference.distillation import Teacher, distillation_loss, label_loss
-from vision_reference.kd_losses import kd_divergence
+from vision_reference.distillation import Teacher, distillation_loss
+from vision_reference.losses.kd import kd_divergence
+from vision_reference.losses.labels import label_loss
 from vision_reference.networks.folding import fold_batch_norms
 
 

@@ -30,9 +30,10 @@ from vision_reference.images.torch_loader import ImageDataset, TorchvisionLoader
 from vision_reference.learner import build_learner
 from vision_reference.loaders import MixingLoader, TeacherLoader
 from vision_reference.machine import Machine, Rank
-from vision_reference.metrics import MetricsFile, Outcomes, last_epoch
+from vision_reference.metrics import Outcomes
 from vision_reference.networks import by_name, heads
 from vision_reference.networks.checkpoints import load_checkpoint
+from vision_reference.runs.metrics_file import MetricsFile, last_epoch
 from vision_reference.soft_labels import codec
 from vision_reference.train import evaluate, train_one_epoch
 

@@ -59,7 +59,7 @@ def decode(
 
     Returns:
         ``logits`` itself for all classes; else float64, ``NOTHING`` where there is no probability. With ``bucket``
-        (B, K + 1): all classes beyond the k together are the last one, see ``kd_losses.kd_divergence``.
+        (B, K + 1): all classes beyond the k together are the last one, see ``losses.kd.kd_divergence``.
     """
     if indices is None:
         return logits

@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vision_reference.kd_losses import kd_divergence
+from vision_reference.losses.kd import kd_divergence
 from vision_reference.soft_labels.codec import REPORTED, average, decode, encode, error_rows, error_sums, error_table
 
 

@@ -26,8 +26,8 @@ import torch
 
 from vision_reference.errors import UserError
 from vision_reference.files import atomic_file, remove_partials, try_lock
-from vision_reference.metrics import last_epoch
 from vision_reference.networks.description import made_here
+from vision_reference.runs.metrics_file import last_epoch
 
 RESULTS = ("checkpoint.pth", "best.pth", "model_*.pth", "metrics.jsonl", "outcomes.npy")
 

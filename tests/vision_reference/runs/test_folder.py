@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from vision_reference.errors import UserError
-from vision_reference.run_folder import begin_epochs, goes_back, open_run_folder
+from vision_reference.runs.folder import begin_epochs, goes_back, open_run_folder
 
 OLD = ["checkpoint.pth", "best.pth", "model_3.pth", "metrics.jsonl", "outcomes.npy"]
 

@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vision_reference.errors import UserError
-from vision_reference.kd_losses import LOSSES, parse_kd_loss
+from vision_reference.losses.by_name import parse_kd_loss
+from vision_reference.losses.kd import LOSSES
 
 B, K = 6, 5
 

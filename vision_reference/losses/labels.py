@@ -1,0 +1,30 @@
+"""What a student learns from labels: cross entropy, smoothed or with its largest logit held down."""
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from vision_reference.losses.kd import loss_type
+
+
+def label_loss(logits: Tensor, targets: Tensor, label_smoothing: float, max_suppression: float = 0.0) -> Tensor:
+    """Cross entropy with label smoothing, or with the largest logit held down instead of the true one.
+
+    Label smoothing replaces the one-hot target by ``(1 - alpha) * y + alpha / K``, which is the same as adding
+    ``alpha * (z_true - mean(z))`` to the plain cross entropy. MaxSup (Zhou et al. 2025, arXiv 2502.15798, section 3)
+    adds ``alpha * (max(z) - mean(z))``: where the network is right the two are equal, where it is wrong smoothing
+    pushes the true logit down further while MaxSup pushes down the wrong one that leads.
+
+    Args:
+        logits: (B, K), any floating type.
+        targets: (B,) class numbers, or (B, K) class probabilities (mixed images).
+        label_smoothing: alpha of label smoothing, from 0 to 1.
+        max_suppression: alpha of MaxSup, from 0 to 1.
+
+    Returns:
+        Scalar mean over the batch, float32 (float64 for float64 input).
+    """
+    logits = logits.to(loss_type(logits))
+    loss = F.cross_entropy(logits, targets, label_smoothing=label_smoothing)
+    if max_suppression:
+        loss = loss + max_suppression * (logits.amax(dim=1) - logits.mean(dim=1)).mean()
+    return loss

@@ -1,0 +1,59 @@
+"""A trained network read from its file and made ready to teach the classes and pixels of a run."""
+
+from collections.abc import Collection, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from vision_reference.images.presets import Preset
+from vision_reference.networks.by_name import build_filled, match_classes, read_state
+from vision_reference.networks.description import Description
+
+
+class TrainedTeacher(NamedTuple):
+    """A teacher as its file gives it, for the data of this run.
+
+    Attributes:
+        network: in evaluation mode, its logits in the order of the data's classes.
+        renormalize: (factor, offset), each (3, 1, 1), that turn this run's pixels into those that it was trained on;
+            None if they are the same.
+        description: what its file says about it.
+        notes: lines to tell the user.
+    """
+
+    network: nn.Module
+    renormalize: tuple[Tensor, Tensor] | None
+    description: Description
+    notes: list[str]
+
+
+def read_teacher(
+    name: str, weights: str, classes: Sequence[str], preset: Preset, temperatures: Collection[float]
+) -> TrainedTeacher:
+    """The teacher of ``--teacher`` and ``--teacher-weights``.
+
+    Args:
+        name, weights: the network and its weights, a file or a torchvision weights name.
+        classes: of the data.
+        preset: how this run normalizes pixels.
+        temperatures: at which the student is to learn from it; a teacher of smoothed labels is best at 1.
+
+    Raises:
+        UserError: there are no such weights, they cannot be read or are of another network or other classes.
+    """
+    state, description = read_state(weights, name)
+    network = build_filled(name, len(classes), state, weights).eval()
+    notes = match_classes(network, description, classes)
+    smoothing = description.args.get("label_smoothing")
+    if isinstance(smoothing, float) and smoothing > 0 and max(temperatures, default=1) > 1:
+        notes.append(
+            f"note: the teacher was trained with --label-smoothing {smoothing:g}; at a temperature of "
+            f"{max(temperatures):g} a student loses what that brings: distil at --kd-temperature 1"
+        )
+    own = description.mean, description.std
+    if None in own or own == (preset.mean, preset.std):
+        return TrainedTeacher(network, None, description, notes)
+    mean, std, own_mean, own_std = (torch.tensor(values).view(3, 1, 1) for values in (preset.mean, preset.std, *own))
+    notes.append(f"note: the teacher is shown pixels as it was trained on them (mean {own[0]}, std {own[1]})")
+    return TrainedTeacher(network, (std / own_std, (mean - own_mean) / own_std), description, notes)
