@@ -221,7 +221,8 @@ def model_card(args, recorded, settings, compared: dict[LangPair, Comparison], s
                     comparison_table(compared),
                     "",
                     f"Beam {args.beam}, all CPU cores, BLEU by sacrebleu. The example ranks hypotheses as fairseq "
-                    "does: only translations that are cut off at 200 pieces may differ.",
+                    "does; the few others are cut off at 200 pieces, or fairseq ended its search early because it "
+                    "counts empty translations.",
                 ]
                 if compared
                 else ["Not measured: no sentences were given."]

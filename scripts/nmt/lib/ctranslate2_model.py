@@ -3,11 +3,12 @@
 What CTranslate2 does by itself and fairseq does not (both rank hypotheses by log-probability divided by length):
 
 - The score of a forced language token is left out. fairseq counts it, the same for all hypotheses of a sentence, before
-  it divides by the length: short hypotheses lose more by it. `Search.best` adds it again, from `score_batch`.
+  it divides by the length: short hypotheses lose more by it. `ConvertedTranslator` adds it again, from `score_batch`.
 - Sources are cut at 1,024 pieces without a word; here they are left out and named, as by `translator.py`.
 - Translations end after 256 pieces, fairseq's after 200, language token included.
 
-One difference is left: a translation cut off there has no end of sentence, whose score fairseq adds.
+Two differences are left: a translation cut off there has no end of sentence, whose score fairseq adds; and fairseq
+counts an empty translation, if it is among the best, towards as many as the beam after which it ends a search.
 """
 
 import argparse
