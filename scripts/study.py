@@ -244,8 +244,12 @@ def show_plan(study: Study, plan: list[Planned], at_once: int) -> None:
     print(estimate(study, plan, left, at_once))
 
 
-def estimate(study: Study, plan: list[Planned], left: list[Planned], at_once: int) -> str:
-    """Time and disk of what is left, in words: from the finished jobs of this study, else from the configuration."""
+def expected_seconds(study: Study, plan: list[Planned], left: list[Planned]) -> tuple[float, set[str], set[str]]:
+    """What `left` will take, one after the other: as the finished jobs of this study took, else by the configuration.
+
+    Returns:
+        Seconds, the roles of which nothing is known, and where the figures come from, in words.
+    """
     measured: dict[str, list[float]] = {}
     for planned in plan:
         with contextlib.suppress(UserError):
@@ -262,8 +266,14 @@ def estimate(study: Study, plan: list[Planned], left: list[Planned], at_once: in
             source.add(f"as measured on {study.estimate.on}" if study.estimate.on else "by the configuration")
         elif planned.role != "data":
             unknown.add(planned.role)
+    return total, unknown, source
+
+
+def estimate(study: Study, plan: list[Planned], left: list[Planned], at_once: int) -> str:
+    """Time and disk of what is left, in words."""
     if not left:
         return "nothing is left to do"
+    total, unknown, source = expected_seconds(study, plan, left)
     text = f"left: {len(left)} jobs"
     if total:
         text += f", about {jobs.clock(total / at_once)} with {at_once} at a time ({'; '.join(sorted(source))})"
@@ -383,8 +393,15 @@ def run(
 
         keep()
         try:
-            todo = [planned.job for planned in plan]
-            jobs.run_as_command(name, todo, launcher or jobs.Here(slots(plan, at_once)), replace=True, ended=ended)
+            todo, expected = [planned.job for planned in plan], None
+            if launcher is None:
+                places = slots(plan, at_once)
+                launcher = jobs.Here(places)
+                states = jobs.states(todo)
+                left = [planned for planned in plan if states[planned.job.name].kind != "finished"]
+                seconds, unknown, _ = expected_seconds(study, plan, left)
+                expected = seconds / len(places) if seconds and not unknown else None
+            jobs.run_as_command(name, todo, launcher, replace=True, ended=ended, expected=expected)
         finally:
             keep()
     return plan

@@ -470,17 +470,75 @@ class Follower:
         self.text += f" loss {stats.get('loss', stats.get('train_loss', ''))}"
 
 
-class Progress:
-    """Jobs done, running, failed, and the time left: a bar on a terminal, elsewhere a plain line now and then."""
+class TimeLeft:
+    """How long a run will still take, from what is done of its cost and how long that took.
 
-    def __init__(self, total: float, jobs: int) -> None:
+    Of the first seconds nothing can be extrapolated: programs start, and a job that has written its first line has done
+    a millionth of the whole. So a plan's estimate counts as much as a measured twentieth of the run. Without one the
+    clock begins with the first sign of progress, and nothing is said until there is enough to go by.
+
+    Args:
+        total: cost of all that is to be done, in any unit.
+        expected: seconds that it takes by a plan; None without one.
+    """
+
+    _SHARE = 0.05
+    _SECONDS = 20
+
+    def __init__(self, total: float, expected: float | None = None) -> None:
+        self.expected = expected
+        self._enough = self._SHARE * total
+        self._per_cost = None if expected is None or not total else expected / total
+        self._first: tuple[float, float] | None = None
+
+    def seconds(self, elapsed: float, done: float, total: float) -> float | None:
+        """Seconds left after `elapsed` seconds, `done` of the cost `total` as it is known by now; None: not known."""
+        if self._per_cost is not None:
+            rate = (elapsed + self._enough * self._per_cost) / (done + self._enough)
+            return rate * (total - done)
+        if self._first is None and done:
+            self._first = elapsed, done
+        if self._first is None:
+            return None
+        passed, moved = elapsed - self._first[0], done - self._first[1]
+        if not moved or (passed < self._SECONDS and moved < self._enough):
+            return None
+        return passed / moved * (total - done)
+
+    def text(self, elapsed: float, done: float, total: float) -> str:
+        """`3:05 left`, and on what that rests where it is not on this run."""
+        seconds = self.seconds(elapsed, done, total)
+        if seconds is None:
+            return "time left not known yet"
+        if self._per_cost is not None and done < self._enough:
+            return f"about {clock(seconds)} left by the plan's estimate"
+        return f"{clock(seconds)} left"
+
+
+class Progress:
+    """Jobs done, running, failed, and the time left: a bar on a terminal, elsewhere a plain line now and then.
+
+    Args:
+        total: cost of what is to be done.
+        jobs: how many there are, finished ones included.
+        expected: seconds that it takes by a plan; None without one.
+    """
+
+    def __init__(self, total: float, jobs: int, expected: float | None = None) -> None:
         self.jobs = jobs
         self.began = self._shown = time.monotonic()
         self._total = total
+        self._left = TimeLeft(total, expected)
         self._bar = None
         if sys.stderr.isatty():
-            form = "{percentage:3.0f}%|{bar:20}| {elapsed}<{remaining} {postfix}"
-            self._bar = tqdm(total=total, bar_format=form, mininterval=0.5, smoothing=0, dynamic_ncols=True)
+            form = "{percentage:3.0f}%|{bar:20}| {elapsed} {postfix}"
+            self._bar = tqdm(total=total, bar_format=form, mininterval=0.5, dynamic_ncols=True)
+
+    def drop(self, cost: float) -> None:
+        """Take from the total what took no time: jobs that failed, or whose earlier result came back."""
+        self._total -= cost
+        if self._bar is not None:
+            self._bar.total = self._total
 
     def say(self, text: str) -> None:
         """A line of its own, above the bar."""
@@ -492,16 +550,17 @@ class Progress:
     def show(self, done: float, counts: dict[str, int], where: str) -> None:
         """`done` of the total cost, how many jobs are in which state, and what those that run are at."""
         text = ", ".join(f"{number} {name}" for name, number in counts.items() if number or name != "failed")
+        elapsed = time.monotonic() - self.began
+        left = self._left.text(elapsed, done, self._total)
         if self._bar is not None:
-            self._bar.set_postfix_str(f"{text} of {self.jobs}; {where}", refresh=False)
+            self._bar.set_postfix_str(f"{left}; {text} of {self.jobs}; {where}", refresh=False)
             self._bar.update(done - self._bar.n)
             return
-        elapsed = time.monotonic() - self.began
         if time.monotonic() - self._shown < max(30, elapsed / 50):
             return
         self._shown = time.monotonic()
-        left = f"{clock(elapsed * (self._total - done) / done)} left" if done else "time left not known yet"
-        print(f"jobs: {text} of {self.jobs}; {100 * done / self._total:.0f} %, {left}; {where}", flush=True)
+        share = done / self._total if self._total else 1
+        print(f"jobs: {text} of {self.jobs}; {100 * share:.0f} %, {left}; {where}", flush=True)
 
     def close(self) -> None:
         if self._bar is not None:
@@ -614,7 +673,12 @@ class Failure:
 
 
 def run(
-    jobs: Iterable[Job], launcher: Here, *, replace: bool = False, ended: Callable[[Job], None] = lambda job: None
+    jobs: Iterable[Job],
+    launcher: Here,
+    *,
+    replace: bool = False,
+    ended: Callable[[Job], None] = lambda job: None,
+    expected: float | None = None,
 ) -> list[Failure]:
     """Run what is not finished, each job after those it depends on; a failed one keeps back only what depends on it.
 
@@ -623,6 +687,7 @@ def run(
         launcher: where they run.
         replace: set aside what was made with other settings, instead of refusing to start.
         ended: called with each job that has finished.
+        expected: seconds that what is not finished will take by a plan; None: nobody knows.
 
     Returns:
         The jobs that failed, and those that had to wait for them.
@@ -645,7 +710,7 @@ def run(
     waiting = [job for job in ordered if job.name not in made]
     if not waiting:
         return []
-    progress = Progress(sum(job.cost for job in waiting), len(ordered))
+    progress = Progress(sum(job.cost for job in waiting), len(ordered), expected)
     try:
         with stop_signals():
             return _run(waiting, launcher, made, replace, progress, ended)
@@ -666,15 +731,12 @@ def _run(
     done = 0.0
 
     def finished(job: Job) -> None:
-        nonlocal done
         made[job.name] = (load_record(job) or {}).get("made")
-        done += job.cost
         ended(job)
 
     def failed(job: Job, reason: str, lines: Iterable[str] = (), waited: bool = False) -> None:
-        nonlocal done
         failures[job.name] = Failure(job, reason, tuple(lines), waited)
-        done += job.cost
+        progress.drop(job.cost)
         if not waited:
             progress.say(f"{job.name}: {reason}")
 
@@ -694,6 +756,7 @@ def _run(
                         set_aside(job)
                     if replace and not job.folder.exists() and take_back(job, inputs):
                         progress.say(f"{job.name}: taken back from {REPLACED}/")
+                        progress.drop(job.cost)
                         finished(job)
                         continue
                     ready.append((job, inputs, Follower(job)))
@@ -712,6 +775,7 @@ def _run(
                 launcher.ended(follower.job)
                 if code == 0:
                     seconds = (load_record(follower.job) or {"seconds": 0.0})["seconds"]
+                    done += follower.job.cost
                     finished(follower.job)
                     progress.say(f"{name}: done in {clock(seconds)}")
                 else:

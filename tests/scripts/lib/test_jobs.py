@@ -298,6 +298,44 @@ def test_the_command_line_tells_mistakes_and_failures_in_one_line(tmp_path, monk
     assert "a command 'no-such-program' not found; set up with scripts/setup.sh first" in line
 
 
+def test_the_time_left_begins_with_the_plans_and_ends_with_the_measured(tmp_path):
+    # 100 units of cost, 1000 s by the plan: a twentieth of the plan is 5 units in 50 s.
+    left = jobs.TimeLeft(100, expected=1000)
+    assert left.text(1, 0.0001, 100) == "about 17:00 left by the plan's estimate"  # (1 + 50) / 5 s for each of 100
+    assert left.text(0, 0, 100) == "about 16:40 left by the plan's estimate"
+    assert left.text(100, 5, 100) == "23:45 left"  # 20 s a unit measured, 10 planned: 15 * 95
+    assert left.seconds(2000, 95, 100) == pytest.approx(2050 / 100 * 5)
+    assert left.seconds(2000, 50, 50) == 0  # the other half failed and was dropped
+
+
+def test_without_a_plan_no_time_is_told_before_there_is_something_to_go_by():
+    left = jobs.TimeLeft(1.0)  # one job alone
+    assert left.text(9, 0, 1) == "time left not known yet"  # it starts
+    assert left.text(10, 0.001, 1) == "time left not known yet"  # its first line after 10 s: not 2:46:30
+    assert left.text(11, 0.002, 1) == "time left not known yet"
+    assert left.text(30, 0.021, 1) == f"{jobs.clock(20 / 0.02 * 0.979)} left"  # 0.02 in the 20 s since then
+    assert jobs.TimeLeft(1.0).seconds(5, 0.5, 1) is None
+    quick = jobs.TimeLeft(1.0)
+    quick.seconds(5, 0.1, 1)
+    assert quick.seconds(7, 0.5, 1) == pytest.approx(2 / 0.4 * 0.5)
+
+
+def test_a_job_that_fails_counts_neither_as_work_done_nor_as_work_left(tmp_path, monkeypatch):
+    seen = []
+
+    class Seen(jobs.Progress):
+        def show(self, done, counts, where):
+            seen.append((done, self._total, counts["failed"]))
+
+    monkeypatch.setattr(jobs, "Progress", Seen)
+    first = job(tmp_path / "a", "exit 3")
+    jobs.run(
+        [first, job(tmp_path / "b", "true", after=("a",)), job(tmp_path / "c", "true")],
+        Here(cpu_slots(1)),
+    )
+    assert seen[-1] == (1.0, 1.0, 2)
+
+
 def test_progress_is_read_from_fairseqs_log(tmp_path):
     follower = jobs.Follower(Job("a", tmp_path, ("x", "--max-epoch", "4")))
     log = tmp_path / "train.log"
