@@ -164,7 +164,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         raise UserError(f"--init-weights: there is no checkpoint file '{args.init_weights}'")
     if args.teacher and not args.teacher_weights:
         raise UserError("--teacher needs --teacher-weights: an untrained teacher has nothing to teach")
-    if not args.teacher:
+    if args.teacher:
+        named_teachers(args.teacher, args.teacher_weights)
+    else:
         given = args.soft_labels is not None
         for flag, default in (
             ("teacher_weights", None),
@@ -218,6 +220,11 @@ def parse_store_args(argv: list[str] | None = None) -> argparse.Namespace:
     for flag in ("teacher", "teacher_weights", "output_dir"):
         if not getattr(args, flag):
             raise UserError(f"--{flag.replace('_', '-')} is needed: see --help")
+    if len(named_teachers(args.teacher, args.teacher_weights)) > 1:
+        raise UserError(
+            f"--teacher {args.teacher}: a store is about one teacher; store each in its own folder, the others with "
+            "--same-views-as the first, and give train.py --soft-labels DIR,DIR2"
+        )
     if args.temperatures and args.top_k is None:
         raise UserError("--temperatures is for --top-k; with all classes stored, every temperature is served")
     if args.same_views_as and (args.seed is not None or args.views is not None):
@@ -225,6 +232,28 @@ def parse_store_args(argv: list[str] | None = None) -> argparse.Namespace:
     args.temperatures = args.temperatures or [1.0, 2.0, 3.0, 64.0]
     _check_data(args)
     return args
+
+
+def named_teachers(names: str, weights: str) -> list[tuple[str, str]]:
+    """Network and weights of each teacher that ``--teacher`` and ``--teacher-weights`` name.
+
+    Of one teacher the weights may have commas in their name.
+
+    Raises:
+        UserError: there are not as many of one as of the other, one is empty, or a teacher is named twice.
+    """
+    networks = [name.strip() for name in names.split(",")]
+    files = [weights] if len(networks) == 1 and Path(weights).is_file() else [one.strip() for one in weights.split(",")]
+    if len(networks) != len(files) or not all(networks + files):
+        raise UserError(
+            f"--teacher {names} and --teacher-weights {weights}: give one of each for every teacher, with commas "
+            "between them"
+        )
+    teachers = list(zip(networks, files, strict=True))
+    for number, (_, file) in enumerate(teachers):
+        if file in files[:number]:
+            raise UserError(f"--teacher-weights names {file} twice; a teacher that counts twice is one teacher")
+    return teachers
 
 
 def follow_description(args: argparse.Namespace, description: "Description") -> list[str]:
@@ -466,15 +495,16 @@ def _add_teacher(group) -> None:
     group.add_argument(
         "--teacher",
         type=_text,
-        metavar="NAME",
-        help="teacher's network, any torchvision classification network",
+        metavar="NAME[,NAME2]",
+        help="teacher's network, as --model; of several teachers the probabilities at T are averaged (when stored: see "
+        "--soft-labels)",
     )
     group.add_argument(
         "--teacher-weights",
         type=_text,
-        metavar="X",
+        metavar="X[,X2]",
         help="its weights: a checkpoint file (ours, torchvision's, *.pth.tar, a state dict, safetensors) or a "
-        "torchvision weights name such as ResNet50_Weights.IMAGENET1K_V1",
+        "torchvision weights name such as ResNet50_Weights.IMAGENET1K_V1; for several, in the order of --teacher",
     )
 
 

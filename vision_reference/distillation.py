@@ -5,7 +5,7 @@ temperature T for teacher and student alike, and the divergence scaled by T^2 so
 depend on T.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from typing import NamedTuple
 
@@ -16,6 +16,7 @@ from vision_reference.losses.kd import KdLoss, kl
 from vision_reference.losses.labels import label_loss
 from vision_reference.networks.folding import fold_batch_norms
 from vision_reference.networks.full_batches import FullBatches
+from vision_reference.soft_labels.codec import average
 
 
 class Losses(NamedTuple):
@@ -99,6 +100,25 @@ class Teacher:
                 factor, offset = self.renormalize
                 images = images * factor + offset
             return self._forward(images)
+
+
+class Teachers:
+    """Several teachers whose probabilities at one temperature are averaged; each sees pixels as it was trained on them.
+
+    Args:
+        teachers: at least one, all on one device.
+        temperature: T of the distillation.
+    """
+
+    def __init__(self, teachers: Sequence[Teacher], temperature: float) -> None:
+        self.teachers = teachers
+        self.temperature = temperature
+        self.device = teachers[0].device
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """Logits (B, K) for ``images`` (B, C, H, W): see ``codec.average``."""
+        with torch.inference_mode():
+            return average([teacher(images) for teacher in self.teachers], self.temperature)
 
 
 def _keep_weights_in(dtype: torch.dtype, model: nn.Module) -> None:

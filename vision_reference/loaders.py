@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torchvision.transforms import v2
 
-from vision_reference.distillation import Teacher
+from vision_reference.distillation import Teacher, Teachers
 from vision_reference.images.batch import Batch, Loader
 from vision_reference.images.samplers import combine_seeds, seeded
 from vision_reference.soft_labels.stored_teachers import SoftLabels
@@ -89,6 +89,15 @@ class SoftLabelLoader:
         self.soft_labels = soft_labels
         self.step_sizes = loader.step_sizes
 
+    @property
+    def teachers(self) -> list[dict[str, str]]:
+        """Who taught, for checkpoints: network, folder of the store, SHA-256 of the weights."""
+        told = ((store, store.manifest["teacher"]) for store in self.soft_labels.stores)
+        return [
+            {"arch": store.arch, "source": str(store.folder), "weights_sha256": str(teacher.get("weights_sha256"))}
+            for store, teacher in told
+        ]
+
     def __len__(self) -> int:
         return len(self.loader)
 
@@ -109,11 +118,11 @@ class TeacherLoader:
 
     Args:
         loader: its images are what the teacher is to see.
-        teacher: on the device of the images.
+        teacher: on the device of the images; one, or several of which it is made.
         look_ahead: False: one after the other on a GPU, too.
     """
 
-    def __init__(self, loader: Loader, teacher: Teacher, *, look_ahead: bool = True) -> None:
+    def __init__(self, loader: Loader, teacher: Teacher | Teachers, *, look_ahead: bool = True) -> None:
         self.loader = loader
         self.teacher = teacher
         self.step_sizes = loader.step_sizes

@@ -25,7 +25,7 @@ from pathlib import Path
 if not __package__:  # run as a file: the root of the clone takes the place of its own folder
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from vision_reference.arguments import changed_flags, follow_description, parse_args
+from vision_reference.arguments import changed_flags, follow_description, named_teachers, parse_args
 from vision_reference.errors import UserError, run_command
 
 if __name__ == "__main__":  # before torch is imported, which takes seconds: --help and mistakes are answered at once
@@ -37,7 +37,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from vision_reference.data import Loader, build_loaders
-from vision_reference.distillation import Teacher, distillation_loss
+from vision_reference.distillation import Teacher, Teachers, distillation_loss
 from vision_reference.files import atomic_copy, atomic_file
 from vision_reference.images.presets import PRESETS
 from vision_reference.images.samplers import combine_seeds
@@ -57,11 +57,12 @@ from vision_reference.machine import (
 )
 from vision_reference.metrics import Outcomes, ProgressLine, TrainingAverages, correct_in_top
 from vision_reference.networks import by_name, checkpoints, heads
-from vision_reference.networks.description import describe_run, from_checkpoint
+from vision_reference.networks.description import describe_run, from_checkpoint, recorded_teachers
 from vision_reference.networks.full_batches import FullBatches
 from vision_reference.networks.teachers import read_teacher
 from vision_reference.runs.folder import begin_epochs, goes_back, open_run_folder
 from vision_reference.runs.metrics_file import MetricsFile
+from vision_reference.soft_labels.provenance import hash_weights
 
 GO_ON = "the same command with --resume auto goes on after the last finished epoch"
 
@@ -266,27 +267,33 @@ def resumed_network(args: argparse.Namespace, checkpoint: dict, source: str, cla
     return by_name.build_filled(args.model, len(classes), state, source)
 
 
-def add_teacher(loader: Loader, args: argparse.Namespace, classes: list[str], machine: Machine) -> TeacherLoader:
-    """Batches with the answers of ``--teacher``.
+def add_teachers(
+    loader: Loader, args: argparse.Namespace, classes: list[str], machine: Machine
+) -> tuple[TeacherLoader, list[dict[str, str]]]:
+    """Batches with the answers of ``--teacher``, and who that is, for checkpoints.
 
     Raises:
-        UserError: it cannot be read or cannot teach these classes.
+        UserError: one cannot be read or cannot teach these classes.
     """
-    trained = read_teacher(
-        args.teacher, args.teacher_weights, classes, PRESETS[args.preset], temperatures=[args.kd_temperature]
-    )
-    heads.check_input_sizes("teacher", args.teacher, trained.network, {args.train_crop_size, args.val_crop_size})
-    for note in trained.notes:
-        machine.rank.say(note)
-    teacher = Teacher(
-        trained.network,
-        machine.device,
-        machine.memory_format,
-        machine.autocast,
-        compile=args.compile,
-        renormalize=trained.renormalize,
-    )
-    return TeacherLoader(loader, teacher, look_ahead=args.look_ahead)
+    teachers, known = [], []
+    for name, weights in named_teachers(args.teacher, args.teacher_weights):
+        trained = read_teacher(name, weights, classes, PRESETS[args.preset], temperatures=[args.kd_temperature])
+        heads.check_input_sizes("teacher", name, trained.network, {args.train_crop_size, args.val_crop_size})
+        for note in trained.notes:
+            machine.rank.say(note)
+        known.append({"arch": name, "source": weights, "weights_sha256": hash_weights(trained.network)})
+        teachers.append(
+            Teacher(
+                trained.network,
+                machine.device,
+                machine.memory_format,
+                machine.autocast,
+                compile=args.compile,
+                renormalize=trained.renormalize,
+            )
+        )
+    ensemble = teachers[0] if len(teachers) == 1 else Teachers(teachers, args.kd_temperature)
+    return TeacherLoader(loader, ensemble, look_ahead=args.look_ahead), known
 
 
 def check_served(kd_loss: KdLoss, name: str, loader: Loader) -> None:
@@ -304,13 +311,18 @@ def check_served(kd_loss: KdLoss, name: str, loader: Loader) -> None:
                 )
 
 
-def resume(learner: Learner, checkpoint: dict, source: str, args: argparse.Namespace, rank: Rank) -> None:
+def resume(
+    learner: Learner, checkpoint: dict, source: str, args: argparse.Namespace, teachers: list[dict], rank: Rank
+) -> None:
     """Bring optimizer, schedule, average and random generators to where ``checkpoint`` left them.
 
     Raises:
         UserError: a part is damaged or does not fit the flags.
     """
     learner.load_state_dict(checkpoint, source)
+    before = recorded_teachers(checkpoint)
+    if before and teachers and before != [teacher["weights_sha256"] for teacher in teachers]:
+        rank.say("note: going on with another teacher than before: its weights are others")
     if changes := changed_flags(checkpoint["args"], vars(args)):
         rank.say(f"note: going on with other flags than before: {changes}")
     rngs = checkpoint.get("rng", [])
@@ -407,15 +419,16 @@ def train(args: argparse.Namespace, machine: Machine) -> None:
     sizes = {args.train_crop_size, args.val_crop_size}
     heads.check_input_sizes("student" if args.teacher or args.soft_labels else "model", args.model, model, sizes)
     model.to(machine.device, memory_format=machine.memory_format)
+    teachers = train_loader.teachers if isinstance(train_loader, SoftLabelLoader) else []
     if args.teacher:
-        train_loader = add_teacher(train_loader, args, classes, machine)
+        train_loader, teachers = add_teachers(train_loader, args, classes, machine)
     learner = build_learner(model, args, rank, machine.device, machine.amp_dtype)
     # Processes draw differently (dropout, stochastic depth); a resumed one goes on where it stopped.
     seed_generators(combine_seeds(args.seed, rank.rank))
     nothing = {"acc1": -1.0, "acc5": -1.0, "epoch": -1}
     start_epoch, best = args.start_epoch, nothing
     if checkpoint:
-        resume(learner, checkpoint, str(source), args, rank)
+        resume(learner, checkpoint, str(source), args, teachers, rank)
         start_epoch, best = checkpoint["epoch"] + 1, checkpoint["best"]
     if start_epoch >= args.epochs:
         begun = f"{source} has all" if checkpoint else f"--start-epoch {start_epoch} leaves none of"
@@ -449,7 +462,7 @@ def train(args: argparse.Namespace, machine: Machine) -> None:
             with atomic_file(output / "outcomes.npy") as file:
                 np.save(file, right)
             accuracy = {name.replace("val_", ""): value for name, value in record.items() if "val_acc" in name}
-            description = describe_run(vars(args), classes, accuracy)
+            description = describe_run(vars(args), classes, accuracy, teachers)
             save(output, learner, args, epoch, {"best": best, "rng": rngs, "description": description})
         rank.say(
             f"Epoch {epoch + 1}/{args.epochs} done in {record['seconds']:.1f} s: "

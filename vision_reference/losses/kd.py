@@ -9,6 +9,9 @@ of ``student_logits`` and ``teacher_logits`` (B, K) in any floating type, ``targ
 float32 or float64, to be weighted by ``--kd-weight``; no gradient may flow to the teacher. ``--kd-loss`` takes the name
 of one below or ``package.module:function``, and hyper-parameters after a colon: ``dkd:alpha=1,beta=8``.
 
+Of several teachers, whose probabilities at T are averaged, ``teacher_logits`` is T times the logarithm of that mean:
+its softmax at T is the mean.
+
 A store of a teacher's k largest logits (``--soft-labels``, ``--top-k``) gives back logits whose softmax at T is right
 and whose values are not: a loss that needs nothing but that softmax says so, by an attribute ``takes_top_k = True``.
 """

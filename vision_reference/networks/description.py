@@ -103,13 +103,16 @@ def from_checkpoint(checkpoint: object, source: str) -> Description:
     return described
 
 
-def describe_run(args: Mapping, classes: Sequence[str], accuracy: Mapping[str, float]) -> dict:
+def describe_run(
+    args: Mapping, classes: Sequence[str], accuracy: Mapping[str, float], teachers: Sequence[Mapping[str, str]] = ()
+) -> dict:
     """What ``train.py`` writes into its checkpoints under ``description``; plain values only.
 
     Args:
         args: the command line.
         classes: names in the order of the logits.
         accuracy: of the weights in this file, percent, by name (``acc1`` of ``model``, ``ema_acc1`` of ``model_ema``).
+        teachers: of each, ``arch``, ``source`` (file or store) and ``weights_sha256``, as ``hash_weights`` has it.
     """
     preset = PRESETS[args["preset"]]
     return {
@@ -119,6 +122,7 @@ def describe_run(args: Mapping, classes: Sequence[str], accuracy: Mapping[str, f
         "mean": list(preset.mean),
         "std": list(preset.std),
         "accuracy": dict(accuracy),
+        "teachers": [dict(teacher) for teacher in teachers],
         **made_here(),
         "time": datetime.now(timezone.utc).isoformat(timespec="seconds"),
     }
@@ -163,6 +167,13 @@ def recorded_args(checkpoint: object) -> dict:
     args = checkpoint.get("args") if isinstance(checkpoint, Mapping) else None
     args = args if isinstance(args, Mapping) else getattr(args, "__dict__", {})
     return {name: value for name, value in args.items() if isinstance(name, str) and _is_plain(value)}
+
+
+def recorded_teachers(checkpoint: Mapping) -> list[object]:
+    """SHA-256 of the weights of each teacher that a checkpoint's network learnt from, as far as it says."""
+    told = checkpoint.get("description")
+    teachers = told.get("teachers") if isinstance(told, Mapping) else None
+    return [one.get("weights_sha256") for one in teachers or () if isinstance(one, Mapping)]
 
 
 def _is_plain(value: object) -> bool:

@@ -48,12 +48,12 @@ def read_teacher(
     smoothing = description.args.get("label_smoothing")
     if isinstance(smoothing, float) and smoothing > 0 and max(temperatures, default=1) > 1:
         notes.append(
-            f"note: the teacher was trained with --label-smoothing {smoothing:g}; at a temperature of "
+            f"note: the teacher {weights} was trained with --label-smoothing {smoothing:g}; at a temperature of "
             f"{max(temperatures):g} a student loses what that brings: distil at --kd-temperature 1"
         )
     own = description.mean, description.std
     if None in own or own == (preset.mean, preset.std):
         return TrainedTeacher(network, None, description, notes)
     mean, std, own_mean, own_std = (torch.tensor(values).view(3, 1, 1) for values in (preset.mean, preset.std, *own))
-    notes.append(f"note: the teacher is shown pixels as it was trained on them (mean {own[0]}, std {own[1]})")
+    notes.append(f"note: the teacher {weights} is shown pixels as it was trained on them (mean {own[0]}, std {own[1]})")
     return TrainedTeacher(network, (std / own_std, (mean - own_mean) / own_std), description, notes)

@@ -72,11 +72,15 @@ def decode(
 
 
 def average(answers: Sequence[Tensor], temperature: float) -> Tensor:
-    """Logits (B, K) whose softmax at ``temperature`` is the mean of those of ``answers``: an ensemble's; float64."""
+    """Logits (B, K) whose softmax at ``temperature`` is the mean of those of ``answers``: an ensemble's; float64.
+
+    One answer is returned as it is. The logarithm of the mean is taken without leaving logarithms, so that what every
+    teacher believes next to impossible keeps its logit instead of underflowing to a probability of 0.
+    """
     if len(answers) == 1:
         return answers[0]
-    probabilities = [torch.softmax(answer.double() / temperature, dim=1) for answer in answers]
-    return temperature * torch.stack(probabilities).mean(dim=0).log().clamp_(min=NOTHING)
+    lprobs = torch.stack([torch.log_softmax(answer.double() / temperature, dim=1) for answer in answers])
+    return temperature * (lprobs.logsumexp(dim=0) - math.log(len(answers)))
 
 
 def error_rows(classes: int, top_k: int | None) -> list[str]:
