@@ -10,7 +10,7 @@ import torch
 
 from vision_reference.errors import UserError
 from vision_reference.images.cub200 import cub200
-from vision_reference.images.dali_loader import DaliLoader
+from vision_reference.images.dali_loader import DaliLoader, DaliViewLoader
 from vision_reference.images.dali_views import EvaluationView, StoredView, TrainingView
 from vision_reference.images.decoding import read_image, read_pixels
 from vision_reference.images.folders import Sample, Samples, check_same_classes, image_folder, some, split_off
@@ -18,12 +18,12 @@ from vision_reference.images.own_data import own_data
 from vision_reference.images.pipelines import Normalize, evaluation_pipeline, training_pipeline
 from vision_reference.images.presets import PRESETS, Preset
 from vision_reference.images.samplers import BatchSampler, EvalBatchSampler, TrainBatchSampler
-from vision_reference.images.torch_loader import ImageDataset, TorchvisionLoader
+from vision_reference.images.torch_loader import ImageDataset, TorchvisionLoader, ViewDataset
 from vision_reference.images.unreadable_files import readable_samples, report
 from vision_reference.loaders import MixingLoader, SoftLabelLoader, TeacherLoader
 from vision_reference.machine import Rank, usable_workers
+from vision_reference.soft_labels.provenance import describe_data, pixel_flags
 from vision_reference.soft_labels.stored_teachers import open_soft_labels
-from vision_reference.soft_labels.views import DaliViewLoader, ViewDataset
 
 Loader = TorchvisionLoader | DaliLoader | MixingLoader | SoftLabelLoader | TeacherLoader
 
@@ -127,7 +127,16 @@ def build_loaders(
     if data.train is None:
         return None, val, data.classes
 
-    stored = open_soft_labels(args, data.train, data.classes, rank) if args.soft_labels else None
+    stored = None
+    if args.soft_labels:
+        stored = open_soft_labels(
+            [Path(name) for name in args.soft_labels.split(",") if name],
+            data=describe_data(data.train, data.classes),
+            pixels=pixel_flags(vars(args)),
+            temperature=args.kd_temperature,
+            tail=args.kd_tail,
+            rank=rank,
+        )
     batches = TrainBatchSampler(
         len(data.train),
         args.batch_size,
@@ -176,7 +185,7 @@ def train_loader(
 def view_loader(
     samples: Sequence[Sample], batches: BatchSampler, look: Look, reading: Reading
 ) -> TorchvisionLoader | DaliLoader:
-    """As ``train_loader``, with each image's crop and flip as its target: (B, 5), see ``views.Geometry``."""
+    """As ``train_loader``, with each image's crop and flip as its target: (B, 5), see ``pipelines.Geometry``."""
     if reading.loader == "dali":
         return _dali_training(DaliViewLoader, samples, batches, look, reading, None)
     dataset = ViewDataset(samples, *_pipeline_and_reader(look), preset=look.preset)

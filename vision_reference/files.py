@@ -63,8 +63,17 @@ def try_lock(file: BinaryIO | TextIO) -> bool:
 
     File systems that know no locks count as free.
     """
+    return _lock(file, fcntl.LOCK_EX)
+
+
+def share_lock(file: BinaryIO | TextIO) -> bool:
+    """As ``try_lock``, but along with others that share it."""
+    return _lock(file, fcntl.LOCK_SH)
+
+
+def _lock(file: BinaryIO | TextIO, kind: int) -> bool:
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(file, kind | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
     except OSError:

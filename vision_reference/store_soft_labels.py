@@ -17,8 +17,9 @@ run that was killed goes on where it was, on any number of processes, and ends w
 import argparse
 import secrets
 import sys
-import time
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable
+from functools import partial
+from itertools import islice
 from pathlib import Path
 
 if not __package__:  # run as a file: the root of the clone takes the place of its own folder
@@ -39,18 +40,17 @@ from vision_reference.distillation import Teacher
 from vision_reference.images.batch import Batch
 from vision_reference.images.folders import Samples
 from vision_reference.images.presets import PRESETS
-from vision_reference.images.samplers import view_seed
+from vision_reference.images.samplers import ViewBatchSampler, view_seed
 from vision_reference.machine import Machine, barrier, choose_machine, from_main
 from vision_reference.networks.heads import check_input_sizes
 from vision_reference.networks.teachers import read_teacher
+from vision_reference.progress import progress
 from vision_reference.soft_labels.codec import encode, error_rows, error_sums, error_table
 from vision_reference.soft_labels.provenance import describe_data, hash_weights, pixel_flags, versions
-from vision_reference.soft_labels.store import BLOCK, FORMAT, Block, Store, record_types
+from vision_reference.soft_labels.store import BLOCK, FORMAT, Block, Store, read_plan, record_types
 from vision_reference.soft_labels.stored_teachers import check_belongs
-from vision_reference.soft_labels.views import KeyBatchSampler, ViewBatchSampler
-from vision_reference.soft_labels.writer import Writer, read_plan, sizes
+from vision_reference.soft_labels.writer import Writer, sizes
 
-_SECONDS_BETWEEN_LINES = 5
 # How far a logit may be off, as a share of the largest one (at least 1): float16 keeps 2**-11 of a number; other batch
 # sizes, devices and TF32 cost about as much again; bf16 keeps 2**-8, in every layer.
 _TOLERANCE = {"fp32": 2e-3, "bf16": 5e-2, "fp16": 1e-2}
@@ -73,7 +73,7 @@ def main(args: argparse.Namespace) -> None:
     writer = None
     if rank.is_main:
         writer = Writer(folder, make_plan(args, machine, samples, classes, hash_weights(trained.network)))
-    plan, whole, done = from_main((writer.plan, writer.whole, set(writer.done)) if writer else None)
+    plan, whole, done = from_main((writer.plan, writer.whole, writer.done) if writer else None)
     teacher = Teacher(
         trained.network,
         machine.device,
@@ -111,7 +111,7 @@ def make_plan(
             "precision": "fp32" if not args.amp else "bf16" if machine.amp_dtype == torch.bfloat16 else "fp16",
         },
         "data": describe_data(samples, classes),
-        "pixels": pixel_flags(args),
+        "pixels": pixel_flags(vars(args)),
         "views": {"count": args.views, "seed": args.seed},
         "labels": {"top_k": args.top_k, "temperatures": args.temperatures if args.top_k else []},
         "block": BLOCK,
@@ -140,22 +140,24 @@ def store(
     done: Collection[int],
 ) -> None:
     """Write the blocks that are not ``done``, shared by all processes, and the manifest."""
-    rank, plan, blocks = machine.rank, writer.plan, writer.blocks
+    rank, plan = machine.rank, writer.plan
     size = tqdm.format_sizeof(sum(sizes(plan).values()), "B")
     count, seed = plan["views"]["count"], plan["views"]["seed"]
     rank.say(f"{args.teacher} about {count} views of each of {len(samples)} images: {size} in {writer.folder}")
-    rank.say(f"seed {seed}" + (f"; going on after {len(done)} of {len(blocks)} blocks" * bool(done)))
-    missing = [block for block in blocks if block.number not in done]
-    own = missing[rank.rank :: rank.world_size]
-    batches = ViewBatchSampler(own, plan["views"]["seed"], args.batch_size)
-    reading = Reading.of(args, machine.device, machine.memory_format)
-    loader = view_loader(samples, batches, Look.of(args), reading)
-    progress = _Progress(own, rank.world_size)
-    shown = loader.epoch(0)
+    rank.say(f"seed {seed}" + f"; going on after {len(done)} of {len(writer.blocks)} blocks" * bool(done))
+    own = [block for block in writer.blocks if block.number not in done][rank.rank :: rank.world_size]
+    parts = [(block.view, range(block.start, block.stop)) for block in own]
+    batches = ViewBatchSampler(parts, args.batch_size, partial(view_seed, seed))
+    loader = view_loader(samples, batches, Look.of(args), Reading.of(args, machine.device, machine.memory_format))
+    shown: Iterable[Batch] = loader.epoch(0)
+    if rank.is_main:
+        scale = args.batch_size * rank.world_size
+        shown = progress(shown, "storing", total=len(batches), unit="view", scale=scale)
+    batch = iter(shown)
     for block in own:
-        writer.write(block, *make_block(block, shown, batches, teacher, plan))
-        if rank.is_main:
-            progress.show(block)
+        of_block = islice(batch, -(-(block.stop - block.start) // args.batch_size))
+        writer.write(block, *make_block(block, of_block, teacher, plan))
+    list(batch)  # lets the progress end
     barrier()
     if rank.is_main:
         writer.finish(error_rows(plan["data"]["classes"], args.top_k))
@@ -163,12 +165,12 @@ def store(
 
 
 def make_block(
-    block: Block, shown: Iterator[Batch], batches: ViewBatchSampler, teacher: Teacher, plan: dict
+    block: Block, shown: Iterable[Batch], teacher: Teacher, plan: dict
 ) -> tuple[dict[str, np.ndarray], np.ndarray]:
     """Records of both files for ``block`` and the sums of errors over it.
 
     Args:
-        shown: images and geometry of the batches to come.
+        shown: its images and their geometry.
 
     Raises:
         UserError: the teacher's logits are not finite.
@@ -176,20 +178,17 @@ def make_block(
     labels = plan["labels"]
     records = {name: np.empty(block.stop - block.start, kind) for name, kind in record_types(plan).items()}
     views, stored = records.values()
+    views["seed"] = [view_seed(plan["views"]["seed"], block.view, index) for index in range(block.start, block.stop)]
     errors, place = 0, 0
-    for _ in range(batches.batches_of(block)):
-        images, geometry, _ = next(shown)
+    for images, geometry, _ in shown:
         logits = teacher(images).float()
         if not logits.isfinite().all():
             raise UserError("the teacher's logits are not finite; its weights are damaged, or --amp does not suit it")
         errors += error_sums(logits, labels["top_k"]).numpy()
-        rows = slice(place, place + len(images))
-        geometry = geometry.cpu().numpy()
-        views["box"][rows], views["flip"][rows] = geometry[:, :4], geometry[:, 4]
+        rows = slice(place, place := place + len(images))
+        views["box"][rows], views["flip"][rows] = np.split(geometry.cpu().numpy(), [4], axis=1)
         for name, part in encode(logits, labels["top_k"], labels["temperatures"]).items():
             stored[name][rows] = part.cpu().numpy()
-        place = rows.stop
-    views["seed"] = [view_seed(batches.seed, block.view, index) for index in range(block.start, block.stop)]
     return records, errors
 
 
@@ -198,63 +197,31 @@ def check(args: argparse.Namespace, machine: Machine, teacher: Teacher, samples:
 
     What is compared: crop and flip, the logits kept, and the log-sum-exps.
     """
-    generator = np.random.default_rng()
-    drawn = generator.choice(stored.count * stored.images, min(args.check, stored.count * stored.images), replace=False)
-    views, indices = np.divmod(np.sort(drawn), stored.images)
-    keys = [(int(index), int(stored.views["seed"][view, index])) for view, index in zip(views, indices, strict=True)]
-    batches = KeyBatchSampler(keys, args.batch_size)
-    reading = Reading.of(args, machine.device, machine.memory_format)
-    loader = view_loader(samples, batches, Look.of(args), reading)
-    differences, scale, moved, place = [], 1.0, 0, 0
-    for images, geometry, _ in loader.epoch(0):
-        rows = slice(place, place + len(images))
-        place = rows.stop
-        records = stored.labels[views[rows], indices[rows]]
-        boxes = stored.views[views[rows], indices[rows]]
-        moved += int((np.c_[boxes["box"], boxes["flip"]] != geometry.cpu().numpy()).any(axis=1).sum())
-        logits = teacher(images).double()
-        logits -= logits.amax(dim=1, keepdim=True)
-        scale = max(scale, logits.abs().max().item())
-        if stored.top_k:
-            chosen = torch.from_numpy(records["indices"].astype(np.int64)).to(logits.device)
-            now = encode(logits, stored.top_k, stored.temperatures)["rest"].cpu().numpy()
-            differences.append(np.abs(now - records["rest"]).max(axis=1, keepdims=True))
-            logits = logits.gather(1, chosen)
-        differences.append(np.abs(logits.cpu().numpy() - records["logits"].astype(np.float64)))
-    largest = max(part.max() for part in differences)
-    mean = sum(part.sum() for part in differences) / sum(part.size for part in differences)
-    limit = _TOLERANCE[stored.precision] * scale
-    good = bool(largest <= limit) and not moved
+    total = stored.count * stored.images
+    drawn = np.sort(np.random.default_rng().choice(total, min(args.check, total), replace=False))
+    parts = [(view, (drawn[drawn // stored.images == view] % stored.images).tolist()) for view in range(stored.count)]
+    batches = ViewBatchSampler(parts, args.batch_size, lambda view, index: int(stored.views["seed"][view, index]))
+    loader = view_loader(samples, batches, Look.of(args), Reading.of(args, machine.device, machine.memory_format))
+    answers = [(teacher(images).double().cpu(), geometry.cpu()) for images, geometry, _ in loader.epoch(0)]
+    logits, geometry = (torch.cat(part) for part in zip(*answers, strict=True))
+    boxes, records = (part.reshape(-1)[drawn] for part in (stored.views, stored.labels))
+    moved = int((np.c_[boxes["box"], boxes["flip"]] != geometry.numpy()).any(axis=1).sum())
+    logits -= logits.amax(dim=1, keepdim=True)
+    limit = _TOLERANCE[stored.precision] * max(1.0, logits.abs().max().item())
+    differences = []
+    if stored.top_k:
+        rest = encode(logits, stored.top_k, stored.temperatures)["rest"].numpy()
+        differences.append(np.abs(rest - records["rest"]))
+        logits = logits.gather(1, torch.from_numpy(records["indices"].astype(np.int64)))
+    differences.append(np.abs(logits.numpy() - records["logits"]))
+    off = np.concatenate([part.ravel() for part in differences])
+    good = bool(off.max() <= limit) and not moved
     print(
-        f"check of {len(keys)} views: stored values are off by at most {largest:.2g}, {mean:.2g} in the mean (limit "
-        f"{limit:.2g}); {moved} with another crop or flip: {'good' if good else 'TOO FAR OFF'}",
+        f"check of {len(drawn)} views: stored values are off by at most {off.max():.2g}, {off.mean():.2g} in the mean "
+        f"(limit {limit:.2g}); {moved} with another crop or flip: {'good' if good else 'TOO FAR OFF'}",
         flush=True,
     )
     return good
-
-
-class _Progress:
-    """A line now and then: share done, rate of all processes, remaining time."""
-
-    def __init__(self, blocks: list[Block], processes: int) -> None:
-        self.total = sum(block.stop - block.start for block in blocks)
-        self.processes = processes
-        self.done = 0
-        self.begin = self.last = time.perf_counter()
-
-    def show(self, block: Block) -> None:
-        """Count a finished block of this process."""
-        self.done += block.stop - block.start
-        now = time.perf_counter()
-        if now - self.last < _SECONDS_BETWEEN_LINES and self.done < self.total:
-            return
-        self.last, rate = now, self.done / (now - self.begin)
-        left = int((self.total - self.done) / rate)
-        print(
-            f"[{100 * self.done // self.total:>3} %]  {rate * self.processes:.0f} views/s  "
-            f"ETA {left // 3600}:{left // 60 % 60:02d}:{left % 60:02d}",
-            flush=True,
-        )
 
 
 if __name__ == "__main__":

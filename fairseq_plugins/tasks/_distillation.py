@@ -21,6 +21,18 @@ from ..teachers.expert import Question, Teacher, Vocabulary
 from ..teachers.lookup import Lookup, Share, Teaching
 from ..teachers.stored import StoredTeacher
 
+TEACHER_OUTPUTS_HELP = (
+    "written by scripts/nmt/store_teacher_outputs.py from an expert's predictions of the training data: the student "
+    "learns from them as from --teacher{s}, but without the expert in memory. Use with --criterion "
+    "label_smoothed_kd_cross_entropy"
+)
+KD_TAIL_HELP = (
+    "what becomes of the probability that stored outputs give to entries beyond the k stored: uniform (spread evenly "
+    "over them, close to the teacher also where it was trained with label smoothing, or is softened by "
+    "--kd-temperature), drop (the stored ones are scaled to a sum of 1, as Tan et al. 2019 do) or bucket (all others "
+    "are one entry, whose probability the student learns)"
+)
+
 logger = logging.getLogger(__name__)
 
 

@@ -26,8 +26,7 @@ from ..multilingual.stock_options import MultilingualTranslationOptions, as_name
 from ..multilingual.validation import Translator, Validation
 from ..teachers.expert import Vocabulary, load_teacher
 from ..teachers.lookup import Share
-from ..teachers.stored import KD_TAIL_HELP, TEACHER_OUTPUTS_HELP
-from ._distillation import DistillationTask, refuse_altered_data
+from ._distillation import KD_TAIL_HELP, TEACHER_OUTPUTS_HELP, DistillationTask, refuse_altered_data
 
 logger = logging.getLogger(__name__)
 

@@ -17,8 +17,7 @@ from ..multilingual.language_tokens import LanguageTokens, layout_of
 from ..multilingual.validation import json_option, search_options
 from ..teachers.expert import Vocabulary, load_teacher
 from ..teachers.lookup import Share
-from ..teachers.stored import KD_TAIL_HELP, TEACHER_OUTPUTS_HELP
-from ._distillation import DistillationTask, refuse_altered_data
+from ._distillation import KD_TAIL_HELP, TEACHER_OUTPUTS_HELP, DistillationTask, refuse_altered_data
 
 
 @dataclass

@@ -30,7 +30,7 @@ from ..errors import UserError
 from ..files import unseal
 
 FORMAT = "lskd teacher outputs 2"
-MANIFEST, LABELS, OFFSETS = "manifest.json", "labels.bin", "offsets.bin"
+MANIFEST, PLAN, LABELS, OFFSETS = "manifest.json", "plan.json", "labels.bin", "offsets.bin"
 # Target tokens of a block: seconds of work lost by a kill, and enough sentences to find many of one length.
 BLOCK = 32_768
 _LOWEST_HALF = -65504.0
@@ -89,10 +89,8 @@ class Store:
     """A whole store, opened.
 
     Attributes:
-        folder: where it is.
-        lang_pair, split, sentences, sha256: of the data it is about.
-        vocabulary_size, vocabulary_sha256: of the dictionaries.
-        temperatures: those with a log-sum-exp.
+        folder, temperatures: where it is, and the temperatures with a log-sum-exp.
+        lang_pair, split, sentences, sha256, vocabulary_size, vocabulary_sha256: of the data it is about.
         experts: path and SHA-256 of each checkpoint that was asked.
 
     Raises:
@@ -130,13 +128,10 @@ class Store:
 
     def damage(self) -> str | None:
         """One line about the first block whose bytes are not those that were written, None where all are."""
-
-        def good(block: Block) -> bool:
-            return zlib.crc32(self._labels[block.start : block.stop]) == self._checksums[block.number]
-
         with ThreadPoolExecutor(_THREADS) as pool:
-            for block, verdict in zip(self._blocks, pool.map(good, self._blocks), strict=True):
-                if not verdict:
+            found = pool.map(lambda block: zlib.crc32(self._labels[block.start : block.stop]), self._blocks)
+            for block, checksum in zip(self._blocks, found, strict=True):
+                if checksum != self._checksums[block.number]:
                     place = f"sentences {block.first + 1} to {block.last} are not as they were written"
                     return _damaged(self.folder, place)
         return None
@@ -159,22 +154,31 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     """Content of a store's manifest.
 
     Raises:
-        UserError: there is none, it is not as it was written, or of another format.
+        UserError: there is none, or as `read_plan`.
     """
-    path = folder / MANIFEST
-    if not path.is_file():
+    if not (folder / MANIFEST).is_file():
         unfinished = (folder / LABELS).is_file()
         what = "are unfinished: run it again, it goes on:" if unfinished else "are missing: make them with"
         raise UserError(f"stored teacher outputs {folder} {what} scripts/nmt/store_teacher_outputs.py (no {MANIFEST})")
+    return read_plan(folder) or {}
+
+
+def read_plan(folder: Path) -> dict[str, Any] | None:
+    """What the store in `folder`, finished or not, is made from: its manifest or plan; None where there is none.
+
+    Raises:
+        UserError: it is not as it was written, or of another format.
+    """
+    name = next((name for name in (MANIFEST, PLAN) if (folder / name).is_file()), None)
+    if name is None:
+        return None
     try:
-        manifest = unseal(path)
+        plan = unseal(folder / name)
     except (OSError, ValueError) as problem:
-        raise UserError(_damaged(folder, f"{MANIFEST} is damaged ({problem})")) from None
-    if manifest.get("format") != FORMAT:
-        raise UserError(
-            _damaged(folder, f"{MANIFEST} has format {manifest.get('format')}, this software reads {FORMAT}")
-        )
-    return manifest
+        raise UserError(_damaged(folder, f"{name} is damaged ({problem})")) from None
+    if plan.get("format") != FORMAT:
+        raise UserError(_damaged(folder, f"{name} has format {plan.get('format')}, this software reads {FORMAT}"))
+    return plan
 
 
 def _damaged(folder: Path, what: str) -> str:

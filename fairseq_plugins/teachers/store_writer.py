@@ -10,22 +10,25 @@ from __future__ import annotations
 import os
 import re
 import zlib
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 
 from ..errors import UserError
-from ..files import journal_line, lock_file, read_journal, seal, unseal, write_atomically, write_through, writing_to
-from .store import LABELS, MANIFEST, OFFSETS, Block, all_blocks, read_manifest, record_type
+from ..files import journal_line, lock_file, read_journal, seal, write_atomically, write_through, writing_to
+from .store import LABELS, MANIFEST, OFFSETS, PLAN, Block, all_blocks, read_plan, record_type
 
-_PLAN, _JOURNAL, _LOCK = "plan.json", "journal.jsonl", "lock"
+_JOURNAL, _LOCK = "journal.jsonl", "lock"
 # What two runs must have in common to work on one store; versions and places of files may differ.
 _SAME = ("format", "teacher", "data", "labels", "block")
 
 
-class Writer:
-    """The hand of one process on a store: begins it, goes on with it, or finds it whole. A context manager.
+class Writer(ExitStack):
+    """The hand of one process on a store: begins it, goes on with it, or finds it whole.
+
+    A context manager; `close` lets go of the files, and another run may go on with what is missing.
 
     Args:
         folder: absent, empty, or of this store.
@@ -42,11 +45,11 @@ class Writer:
     """
 
     def __init__(self, folder: Path, plan: dict[str, Any], offsets: np.ndarray) -> None:
+        super().__init__()
         self.folder, self.plan, self.offsets = folder, plan, offsets
         self.blocks = all_blocks(offsets, plan["block"])
         self.done: dict[int, int] = {}
         self._type = record_type(plan)
-        self._files: list[BinaryIO] = []
         try:
             with writing_to(folder, "--output"):
                 self.whole = self._begin()
@@ -59,53 +62,53 @@ class Writer:
         if not (self.folder / MANIFEST).is_file():
             self._lock()
         found = read_plan(self.folder)
-        if found and (difference := _difference(found, {name: self.plan[name] for name in _SAME}, "")):
+        if found and (difference := _difference(found, {name: self.plan[name] for name in _SAME})):
             raise UserError(f"{self.folder} holds outputs with {difference}: choose another --output, or remove it")
         if (self.folder / MANIFEST).is_file():
-            clean(self.folder)
+            self._clean()
             return True
         if not found:
-            write_atomically(self.folder / _PLAN, seal(self.plan))
+            write_atomically(self.folder / PLAN, seal(self.plan))
         self._lay_out()
         return False
 
     def _lock(self) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
-        own = {_LOCK, *([_PLAN, _JOURNAL, LABELS, OFFSETS] if (self.folder / _PLAN).exists() else [])}
+        own = {_LOCK, *([PLAN, _JOURNAL, LABELS, OFFSETS] if (self.folder / PLAN).exists() else [])}
         for path in self.folder.iterdir():
             if path.name not in own and not path.name.endswith(".partial"):
                 raise UserError(f"{self.folder} holds other files ({path.name}): give a new or empty --output")
         handle = lock_file(self.folder / _LOCK)
         if handle is None:
             raise UserError(f"{self.folder} is being stored by another process: wait for it, or end it")
-        self._files.append(os.fdopen(handle, "r+b", buffering=0))
+        self.callback(os.close, handle)
 
     def _lay_out(self) -> None:
         """Files in full size, so that a full disk shows before hours of work; what they hold is kept.
 
         Blocks that an earlier run wrote count if they read back as they were written.
         """
-        labels = os.fdopen(os.open(self.folder / LABELS, os.O_RDWR | os.O_CREAT, 0o666), "r+b", buffering=0)
-        os.posix_fallocate(labels.fileno(), 0, int(self.offsets[-1]) * self._type.itemsize)
+        handle = os.open(self.folder / LABELS, os.O_RDWR | os.O_CREAT, 0o666)
+        self._labels = self.enter_context(os.fdopen(handle, "r+b", buffering=0))
+        os.posix_fallocate(handle, 0, int(self.offsets[-1]) * self._type.itemsize)
         write_atomically(self.folder / OFFSETS, self.offsets.tobytes())
         for entry in read_journal(self.folder / _JOURNAL):
             block = self.blocks[entry["block"]]
-            labels.seek(block.start * self._type.itemsize)
-            if zlib.crc32(labels.read((block.stop - block.start) * self._type.itemsize)) == entry["checksum"]:
+            self._labels.seek(block.start * self._type.itemsize)
+            if zlib.crc32(self._labels.read((block.stop - block.start) * self._type.itemsize)) == entry["checksum"]:
                 self.done[block.number] = entry["checksum"]
         lines = [journal_line({"block": number, "checksum": checksum}) for number, checksum in self.done.items()]
         write_atomically(self.folder / _JOURNAL, b"".join(lines))
-        self._files += [labels, (self.folder / _JOURNAL).open("ab", buffering=0)]
+        self._journal = self.enter_context((self.folder / _JOURNAL).open("ab", buffering=0))
 
     def write(self, block: Block, records: np.ndarray) -> None:
         """Put a block's records, in the order of its sentences, in their place, and say so once they are on disk."""
         content = records.astype(self._type, copy=False).tobytes()
         checksum = zlib.crc32(content)
-        _, labels, journal = self._files
         with writing_to(self.folder, "--output"):
-            labels.seek(block.start * self._type.itemsize)
-            write_through(labels, content)
-            write_through(journal, journal_line({"block": block.number, "checksum": checksum}))
+            self._labels.seek(block.start * self._type.itemsize)
+            write_through(self._labels, content)
+            write_through(self._journal, journal_line({"block": block.number, "checksum": checksum}))
         self.done[block.number] = checksum
 
     def finish(self) -> None:
@@ -113,43 +116,14 @@ class Writer:
         checksums = {LABELS: [self.done[block.number] for block in self.blocks], OFFSETS: [zlib.crc32(self.offsets)]}
         with writing_to(self.folder, "--output"):
             write_atomically(self.folder / MANIFEST, seal({**self.plan, "checksums": checksums}))
-            clean(self.folder)
+            self._clean()
 
-    def __enter__(self) -> Writer:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Let go of the files; another run may go on with what is missing."""
-        for file in self._files:
-            file.close()
+    def _clean(self) -> None:
+        for path in (*(self.folder / name for name in (PLAN, _JOURNAL, _LOCK)), *self.folder.glob(".*.partial")):
+            path.unlink(missing_ok=True)
 
 
-def read_plan(folder: Path) -> dict[str, Any] | None:
-    """What the store in `folder`, finished or not, is made from; None where there is none.
-
-    Raises:
-        UserError: a damaged manifest or plan.
-    """
-    if (folder / MANIFEST).is_file():
-        return read_manifest(folder)
-    try:
-        return unseal(folder / _PLAN)
-    except FileNotFoundError:
-        return None
-    except ValueError:
-        raise UserError(f"{folder / _PLAN} is damaged: remove {folder} and store again") from None
-
-
-def clean(folder: Path) -> None:
-    """Remove what only the making of a finished store needed, and what a kill left half-written."""
-    for path in (folder / _PLAN, folder / _JOURNAL, folder / _LOCK, *folder.glob(".*.partial")):
-        path.unlink(missing_ok=True)
-
-
-def _difference(found: Any, wanted: Any, name: str) -> str:
+def _difference(found: Any, wanted: Any, name: str = "") -> str:
     """The first entry in which two plans differ, as "labels.top_k 2, not 8"; "" where none does."""
     if isinstance(found, dict) and isinstance(wanted, dict):
         parts = (_difference(found.get(key), wanted[key], f"{name}.{key}") for key in wanted)

@@ -16,18 +16,6 @@ from .expert import Vocabulary
 from .store import Store
 from .vocabularies import hash_vocabulary
 
-TEACHER_OUTPUTS_HELP = (
-    "written by scripts/nmt/store_teacher_outputs.py from an expert's predictions of the training data: the student "
-    "learns from them as from --teacher{s}, but without the expert in memory. Use with --criterion "
-    "label_smoothed_kd_cross_entropy"
-)
-KD_TAIL_HELP = (
-    "what becomes of the probability that stored outputs give to entries beyond the k stored: uniform (spread evenly "
-    "over them, close to the teacher also where it was trained with label smoothing, or is softened by "
-    "--kd-temperature), drop (the stored ones are scaled to a sum of 1, as Tan et al. 2019 do) or bucket (all others "
-    "are one entry, whose probability the student learns)"
-)
-
 
 class StoredTeacher:
     """What an expert said about the training data of one language pair, in place of the expert.

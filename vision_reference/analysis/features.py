@@ -5,19 +5,17 @@ The last linear layer is found by looking, not by name: it is the one whose outp
 
 import hashlib
 import json
-import sys
-import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from vision_reference.errors import UserError
 from vision_reference.files import atomic_file
+from vision_reference.progress import progress
 
 _FORMAT = 1  # of the kept files; a changed meaning of what they hold needs a new number
 
@@ -113,22 +111,6 @@ def collect(network: nn.Module, loader: Iterable[tuple[Tensor, ...]], title: str
     if not (np.isfinite(outputs.features).all() and np.isfinite(outputs.logits).all()):
         raise UserError(f"{title}: the network's outputs are not finite; its weights are damaged")
     return outputs
-
-
-def progress(steps: Iterable, title: str) -> Iterable:
-    """``steps`` with a progress bar on a terminal, with a line every ten seconds or so elsewhere."""
-    if sys.stderr.isatty():
-        return tqdm(steps, desc=title, unit="batch", leave=False)
-    return _plain_progress(steps, title)
-
-
-def _plain_progress(steps: Iterable, title: str) -> Iterator:
-    total, last = len(steps), time.monotonic()
-    for number, step in enumerate(steps):
-        if time.monotonic() - last > 10:
-            last = time.monotonic()
-            print(f"{title}: {100 * number // total} %", file=sys.stderr, flush=True)
-        yield step
 
 
 def content_key(*facts: object) -> str:

@@ -261,6 +261,17 @@ class DaliLoader:
         raise error
 
 
+class DaliViewLoader(DaliLoader):
+    """Batches of (images, geometry (B, 5) int32): those of ``DaliLoader`` with their crop and flip."""
+
+    def targets(self, batch: Underway) -> Tensor:
+        """Geometry (B, 5) of a batch."""
+        values, whole = batch.values, batch.sizes
+        starts, shapes = values.get("start", np.zeros_like(whole)), values.get("shape", whole)
+        flips = values.get("mirror", np.zeros(len(whole), np.int32))
+        return torch.from_numpy(np.concatenate([starts, shapes, flips[:, None]], axis=1).astype(np.int32))
+
+
 def _decodes(path: str) -> bool:
     dali = load_dali()
     pipeline = dali.Pipeline(batch_size=1, num_threads=1, device_id=None)

@@ -14,6 +14,8 @@ from torchvision.transforms.functional import InterpolationMode
 from vision_reference.images.presets import Preset
 from vision_reference.images.resizing import RandomResizedCropPixels, ResizePixels
 
+Geometry = tuple[int, int, int, int, int]  # top, left, height, width of the crop in pixels of the file's image; flip
+
 
 class Normalize:
     """uint8 pixels (..., C, H, W) to ``(pixel / 255 - mean) / std`` in float32."""
@@ -82,6 +84,26 @@ def training_pipeline(
     if random_erase:
         steps += [Normalize(preset.mean, preset.std), T.RandomErasing(random_erase)]
     return T.Compose(steps)
+
+
+def drawn_geometry(preset: Preset, size: tuple[int, int]) -> Geometry:
+    """Crop and flip that the preset's torchvision pipeline is about to draw from torch's generator.
+
+    Draws the same numbers in the same order (``training_pipeline``; both generations of transforms agree).
+
+    Args:
+        size: height and width of the file's image in pixels.
+    """
+    top, left, height, width = 0, 0, *size
+    if preset.crop_scale:
+        shape_only = torch.empty(3, *size, device="meta")
+        ranges = list(preset.crop_scale), list(preset.crop_ratio)
+        top, left, height, width = v1.RandomResizedCrop.get_params(shape_only, *ranges)
+    if preset.shift:
+        shift = [preset.shift, preset.shift]
+        v1.RandomAffine.get_params([0.0, 0.0], shift, None, None, [preset.train_crop_size] * 2)
+    flip = preset.mirror and torch.rand(1).item() < 0.5
+    return top, left, height, width, int(flip)
 
 
 def evaluation_pipeline(

@@ -5,7 +5,7 @@ epoch, index, repetition), so the pixels of a training image depend neither on t
 number of processes, and a run that is resumed sees what an uninterrupted run would have seen.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Protocol
 
@@ -166,3 +166,29 @@ class EvalBatchSampler:
         """All batches; every epoch has the same."""
         for start in range(0, len(self.indices), self.batch_size):
             yield [(index, 0) for index in self.indices[start : start + self.batch_size]]
+
+
+class ViewBatchSampler:
+    """Batches of ``(index, seed)`` keys for some views of some samples, none of which goes over two of these parts.
+
+    Args:
+        parts: number of a view, and the samples that are shown in it.
+        batch_size: samples per batch; the last one of a part may be smaller.
+        seed: of sample ``index`` in view ``view``, given (view, index).
+    """
+
+    def __init__(
+        self, parts: Sequence[tuple[int, Sequence[int]]], batch_size: int, seed: Callable[[int, int], int]
+    ) -> None:
+        self.parts = parts
+        self.batch_size = batch_size
+        self.seed = seed
+
+    def __len__(self) -> int:
+        return sum(-(-len(indices) // self.batch_size) for _, indices in self.parts)
+
+    def epoch(self, number: int = 0) -> Iterator[list[Key]]:
+        """All batches; every epoch has the same."""
+        for view, indices in self.parts:
+            for start in range(0, len(indices), self.batch_size):
+                yield [(index, self.seed(view, index)) for index in indices[start : start + self.batch_size]]

@@ -11,7 +11,8 @@ from torch.utils.data import DataLoader, Dataset, default_collate
 from vision_reference.images.batch import Batch
 from vision_reference.images.decoding import read_image
 from vision_reference.images.folders import Sample
-from vision_reference.images.pipelines import Normalize
+from vision_reference.images.pipelines import Normalize, drawn_geometry
+from vision_reference.images.presets import Preset
 from vision_reference.images.samplers import BatchSampler, Key, TrainBatchSampler, seeded
 
 
@@ -49,6 +50,27 @@ class ImageDataset(Dataset):
         image = self.image(index)
         with seeded(seed):
             return self.transform(image), self.samples[index][1]
+
+
+class ViewDataset(ImageDataset):
+    """(pixels, geometry (5,) int32) for keys ``(index, seed)``: the images of ``ImageDataset`` and their crop and flip.
+
+    Args:
+        preset: whose augmentation ``transform`` is.
+    """
+
+    def __init__(self, *args: Any, preset: Preset) -> None:
+        super().__init__(*args)
+        self.preset = preset
+
+    def __getitem__(self, key: Key) -> tuple[Tensor, Tensor]:
+        index, seed = key
+        image = self.image(index)
+        size = (image.shape[1], image.shape[2]) if isinstance(image, Tensor) else (image.height, image.width)
+        with seeded(seed):
+            geometry = drawn_geometry(self.preset, size)
+        with seeded(seed):
+            return self.transform(image), torch.tensor(geometry, dtype=torch.int32)
 
 
 class TorchvisionLoader:

@@ -6,17 +6,16 @@ every file is decoded once beforehand, the work shared by all processes; what wa
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-
-from tqdm import tqdm
 
 from vision_reference.errors import UserError
 from vision_reference.files import atomic_file, cache_file
 from vision_reference.images.decoding import read_image
 from vision_reference.images.folders import Sample, Samples
 from vision_reference.machine import Rank, from_main, gather_objects
+from vision_reference.progress import progress
 
 
 def readable_samples(
@@ -38,9 +37,10 @@ def readable_samples(
     suspects = from_main(_read_known(known))  # of the main process: on another machine another run may have left more
     share = (paths if suspects is None else suspects)[rank.rank :: rank.world_size]
     with ThreadPoolExecutor(max(1, threads)) as pool:
-        verdicts = pool.map(is_readable, share)
-        bar = tqdm(verdicts, "checking images", len(share), unit=" files", disable=not show_progress, mininterval=1)
-        broken = [path for path, good in zip(share, bar, strict=True) if not good]
+        verdicts: Iterable[bool] = pool.map(is_readable, share)
+        if show_progress:
+            verdicts = progress(verdicts, "checking images", total=len(share), unit="file")
+        broken = [path for path, good in zip(share, verdicts, strict=True) if not good]
     unwanted = {path for part in gather_objects(broken) for path in part}
     if rank.is_main:
         known.parent.mkdir(parents=True, exist_ok=True)

@@ -23,6 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vision_reference.errors import UserError
+from vision_reference.losses.labels import loss_type
 from vision_reference.soft_labels.codec import NOTHING
 
 KdLoss = Callable[[Tensor, Tensor, Tensor, float], Tensor]
@@ -167,8 +168,3 @@ def _z_scores(logits: Tensor) -> Tensor:
     values = logits.double()
     spread = values.std(dim=1, keepdim=True, correction=0)
     return (values - values.mean(dim=1, keepdim=True)) / (spread + 1e-7)
-
-
-def loss_type(logits: Tensor) -> torch.dtype:
-    """Type in which a loss of ``logits`` is returned: float64 for float64, else float32."""
-    return torch.float64 if logits.dtype == torch.float64 else torch.float32

@@ -1,9 +1,8 @@
 """What a student learns from labels: cross entropy, smoothed or with its largest logit held down."""
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
-
-from vision_reference.losses.kd import loss_type
 
 
 def label_loss(logits: Tensor, targets: Tensor, label_smoothing: float, max_suppression: float = 0.0) -> Tensor:
@@ -28,3 +27,8 @@ def label_loss(logits: Tensor, targets: Tensor, label_smoothing: float, max_supp
     if max_suppression:
         loss = loss + max_suppression * (logits.amax(dim=1) - logits.mean(dim=1)).mean()
     return loss
+
+
+def loss_type(logits: Tensor) -> torch.dtype:
+    """Type in which a loss of ``logits`` is returned: float64 for float64, else float32."""
+    return torch.float64 if logits.dtype == torch.float64 else torch.float32

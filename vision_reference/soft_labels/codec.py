@@ -8,11 +8,11 @@ import math
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 # The tail's probability: spread evenly; left out, the others renormalized (Tan et al. 2019); that of one more class.
 TAILS = ("uniform", "drop", "bucket")
-_REPORTED_TAILS = TAILS[:2]  # distributions over the classes; bucket is none
 REPORTED = (1.0, 2.0, 3.0, 64.0)  # the paper's temperatures
 _CANDIDATES = (5, 10, 20, 50, 100, 200, 500)
 _LOWEST_HALF = -65504.0
@@ -85,8 +85,7 @@ def average(answers: Sequence[Tensor], temperature: float) -> Tensor:
 
 def error_rows(classes: int, top_k: int | None) -> list[str]:
     """Names of the rows of ``error_sums``: what is stored, then what other k would give."""
-    stored = ["stored"] if top_k is None else [f"stored {tail}" for tail in _REPORTED_TAILS]
-    return stored + [f"top-{k} {tail}" for k in _other_ks(classes, top_k) for tail in _REPORTED_TAILS]
+    return [name for name, _, _ in _rows(classes, top_k)]
 
 
 def error_sums(logits: Tensor, top_k: int | None) -> Tensor:
@@ -100,49 +99,35 @@ def error_sums(logits: Tensor, top_k: int | None) -> Tensor:
         top_k: as for ``encode``.
 
     Returns:
-        (rows, temperatures) float64 on the CPU: ``error_rows`` by ``REPORTED``. Rows of other k leave rounding to
-        float16 out.
+        (rows, temperatures) float64 on the CPU: ``error_rows`` by ``REPORTED``.
     """
-    classes = logits.shape[1]
-    parts = encode(logits, top_k, REPORTED)
-    ordered = logits.double().sort(dim=1, descending=True).values
-    columns = []
-    for number, temperature in enumerate(REPORTED):
-        lprobs = torch.log_softmax(logits.double() / temperature, dim=1)
-        rest = parts["rest"][:, number] if top_k else None
-        column = []
-        for tail in _REPORTED_TAILS if top_k else _REPORTED_TAILS[:1]:
-            rebuilt = decode(
-                parts["logits"], parts.get("indices"), rest, classes=classes, temperature=temperature, tail=tail
-            )
+    classes, sums = logits.shape[1], []
+    teacher = [torch.log_softmax(logits.double() / temperature, dim=1) for temperature in REPORTED]
+    for _, k, tail in _rows(classes, top_k):
+        parts = encode(logits, k, REPORTED)
+        kept, indices = parts["logits"], parts.get("indices")
+        for number, temperature in enumerate(REPORTED):
+            rest = parts["rest"][:, number] if k else None
+            rebuilt = decode(kept, indices, rest, classes=classes, temperature=temperature, tail=tail)
             rebuilt = torch.log_softmax(rebuilt.double() / temperature, dim=1)
-            column.append(_kl(rebuilt, lprobs) if tail == "drop" else _kl(lprobs, rebuilt))
-        lprobs = torch.log_softmax(ordered / temperature, dim=1)
-        for k in _other_ks(classes, top_k):
-            beyond = lprobs[:, k:]
-            mass = beyond.exp().sum(dim=1)
-            even = (mass / (classes - k)).log().clamp_(min=NOTHING)
-            column.append((beyond.exp() * (beyond - even.unsqueeze(1))).sum())
-            column.append(-torch.log1p(-mass).sum())
-        columns.append(torch.stack(column))
-    return torch.stack(columns, dim=1).cpu()
+            given, found = (rebuilt, teacher[number]) if tail == "drop" else (teacher[number], rebuilt)
+            sums.append(F.kl_div(found, given, reduction="sum", log_target=True))
+    return torch.stack(sums).view(-1, len(REPORTED)).cpu()
 
 
 def error_table(rows: dict[str, Sequence[float]], images: int) -> str:
     """The table of mean errors over ``images`` views, one line per row of ``error_rows``."""
-    lines = [
+    head = [
         f"KL between the teacher and what a store knows of it, in nats, mean over {images} views",
         "(uniform: KL(teacher || stored); drop: KL(stored || teacher), the other being infinite)",
         f"{'':<16}" + "".join(f"{f'T = {temperature:g}':>12}" for temperature in REPORTED),
     ]
-    return "\n".join(
-        lines + [f"{name:<16}" + "".join(f"{value:>12.3g}" for value in row) for name, row in rows.items()]
-    )
+    return "\n".join(head + [f"{name:<16}" + "".join(f"{value:>12.3g}" for value in row) for name, row in rows.items()])
 
 
-def _kl(first: Tensor, second: Tensor) -> Tensor:
-    return (first.exp() * (first - second)).sum()
-
-
-def _other_ks(classes: int, top_k: int | None) -> list[int]:
-    return [k for k in _CANDIDATES if k < classes and k != top_k]
+def _rows(classes: int, top_k: int | None) -> list[tuple[str, int | None, str]]:
+    """Name, k and tail of each row; of the tails those that are distributions over the classes, which bucket is not."""
+    others = [(f"top-{k}", k) for k in _CANDIDATES if k < classes and k != top_k]
+    kept = [("stored", top_k)] * (top_k is not None) + others
+    whole: list[tuple[str, int | None, str]] = [("stored", None, TAILS[0])] * (top_k is None)
+    return whole + [(f"{name} {tail}", k, tail) for name, k in kept for tail in TAILS[:2]]

@@ -1,16 +1,14 @@
 """What a store of soft labels was made from, in a form that tells whether a run is about the same."""
 
-import argparse
 import hashlib
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib import metadata
 
 import torch
 from torch import nn
 
 from vision_reference.errors import UserError
-from vision_reference.images.folders import Sample
 from vision_reference.images.presets import PRESETS
 
 # The flags that, with a view's seed, decide on its pixels.
@@ -20,10 +18,10 @@ _PIXEL_FLAGS = (
 )  # fmt: skip
 
 
-def pixel_flags(args: argparse.Namespace) -> dict:
-    """The flags that, with a view's seed, decide on its pixels; None for those that are idle."""
-    idle = {"ra_magnitude": args.auto_augment != "ra", "augmix_severity": args.auto_augment != "augmix"}
-    return {name: None if idle.get(name) else getattr(args, name) for name in _PIXEL_FLAGS}
+def pixel_flags(flags: Mapping) -> dict:
+    """Of a command line's flags those that, with a view's seed, decide on its pixels; None for those that are idle."""
+    idle = {"ra_magnitude": flags["auto_augment"] != "ra", "augmix_severity": flags["auto_augment"] != "augmix"}
+    return {name: None if idle.get(name) else flags[name] for name in _PIXEL_FLAGS}
 
 
 def check_pixels(stored: dict, given: dict, folder: str) -> None:
@@ -51,7 +49,7 @@ def _boxes_say_it_all(stored: dict, given: dict) -> bool:
     return (stored.get("loader"), given["loader"]) == ("torchvision", "dali") and not any(more)
 
 
-def describe_data(samples: Sequence[Sample], classes: Sequence[str]) -> dict:
+def describe_data(samples: Sequence[tuple[str, int]], classes: Sequence[str]) -> dict:
     """Number of images, class names, and the SHA-256 of the list of relative paths, file sizes and labels, in order.
 
     Cheap: no file is opened, so a changed image of the same size goes unnoticed.

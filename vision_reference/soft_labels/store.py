@@ -28,7 +28,7 @@ from vision_reference.files import unseal
 from vision_reference.soft_labels.codec import decode
 
 FORMAT = "lskd soft labels 1"
-MANIFEST, FILES = "manifest.json", ("views.bin", "labels.bin")
+MANIFEST, PLAN, FILES = "manifest.json", "plan.json", ("views.bin", "labels.bin")
 BLOCK = 1024  # images; a kill costs the work on one
 _THREADS = 4
 _VIEW = np.dtype([("seed", "<u8"), ("box", "<i4", (4,)), ("flip", "u1")])
@@ -54,29 +54,49 @@ def all_blocks(plan: dict) -> list[Block]:
 def record_types(plan: dict) -> dict[str, np.dtype]:
     """A view's record in both files, without gaps."""
     classes, top_k = plan["data"]["classes"], plan["labels"]["top_k"]
-    if top_k is None:
-        fields = [("logits", "<f2", (classes,))]
-    else:
+    fields: list[tuple] = [("logits", "<f2", (classes if top_k is None else top_k,))]
+    if top_k is not None:
         index, temperatures = "<u2" if classes <= 1 << 16 else "<u4", len(plan["labels"]["temperatures"])
-        fields = [("logits", "<f2", (top_k,)), ("indices", index, (top_k,)), ("rest", "<f4", (temperatures,))]
+        fields += [("indices", index, (top_k,)), ("rest", "<f4", (temperatures,))]
     return dict(zip(FILES, (_VIEW, np.dtype(fields)), strict=True))
+
+
+class Files:
+    """Both files of a store as (M, N) records, to read.
+
+    Raises:
+        UserError: a file is missing or has another size than ``plan`` says.
+    """
+
+    def __init__(self, folder: Path, plan: dict) -> None:
+        shape = plan["views"]["count"], plan["data"]["images"]
+        for name, kind in record_types(plan).items():
+            path, expected = folder / name, shape[0] * shape[1] * kind.itemsize
+            size = path.stat().st_size if path.is_file() else 0
+            if size != expected:
+                raise UserError(_damaged(folder, f"{name} has {size} bytes instead of {expected}"))
+        self.views, self.labels = (
+            np.memmap(folder / name, kind, mode="r", shape=shape) for name, kind in record_types(plan).items()
+        )
+
+    def checksums(self, block: Block) -> dict[str, int]:
+        """CRC-32 of a block's bytes in either file."""
+        parts = (part[block.view, block.start : block.stop].view(np.uint8) for part in (self.views, self.labels))
+        return dict(zip(FILES, map(zlib.crc32, parts), strict=True))
 
 
 class Store:
     """A whole store, opened.
 
     Attributes:
-        folder: where it is.
-        manifest: what its ``manifest.json`` says.
-        views: (M, N) records ``seed``, ``box`` (4,), ``flip``.
-        labels: (M, N) records ``logits`` and, for the k largest, ``indices`` and ``rest``.
+        folder, manifest: where it is, and what its ``manifest.json`` says.
+        views, labels: (M, N) records ``seed``, ``box`` (4,), ``flip``; and ``logits`` (and ``indices``, ``rest``).
         blocks: all of them.
         images, classes, count: N, number of classes, M.
         top_k, temperatures: what is kept of the logits; None and [] for all of them.
         class_names, sha256: of the data; the names are None in stores of earlier versions.
         arch, precision: the teacher's network, and fp32, bf16 or fp16.
         pixels, versions, errors: as ``provenance`` and ``codec.error_table`` have them.
-        shown: all that decides on the views.
 
     Raises:
         UserError: there is no store, it is unfinished, or its files are not as the manifest says (their contents are
@@ -90,40 +110,26 @@ class Store:
             self.classes, self.images, self.count = data["classes"], data["images"], self.manifest["views"]["count"]
             self.top_k, self.temperatures = labels["top_k"], [float(one) for one in labels["temperatures"]]
             self.errors = {str(name): [float(one) for one in row] for name, row in self.manifest["errors"].items()}
-            types = record_types(self.manifest)
-            self.views, self.labels = (self._map(name, types[name]) for name in FILES)
+            self._files = Files(folder, self.manifest)
+            self.views, self.labels = self._files.views, self._files.labels
             self.blocks = all_blocks(self.manifest)
-            self._checksums = list(zip(*(checksums[name] for name in FILES), strict=True))
+            pairs = zip(*(checksums[name] for name in FILES), strict=True)
+            self._checksums = [dict(zip(FILES, pair, strict=True)) for pair in pairs]
             if len(self._checksums) != len(self.blocks) or not 0 < (self.top_k or 1) <= self.classes:
                 raise ValueError
             self.arch, self.precision = (str(self.manifest["teacher"][name]) for name in ("arch", "precision"))
             self.pixels, self.versions = dict(self.manifest["pixels"]), dict(self.manifest["versions"])
             self.class_names, self.sha256 = data.get("class_names"), str(data["sha256"])
-            self.shown = {"count": self.count, "seed": self.manifest["views"]["seed"], **self.pixels}
         except (ValueError, KeyError, TypeError, AttributeError, OverflowError):
             raise UserError(_damaged(folder, f"{MANIFEST} is no manifest of these files")) from None
 
-    def _map(self, name: str, kind: np.dtype) -> np.memmap:
-        path, expected = self.folder / name, self.count * self.images * kind.itemsize
-        size = path.stat().st_size if path.is_file() else 0
-        if size != expected:
-            raise UserError(_damaged(self.folder, f"{name} has {size} bytes instead of {expected}"))
-        return np.memmap(path, kind, mode="r", shape=(self.count, self.images))
-
     def damage(self, blocks: Sequence[Block]) -> str | None:
         """One line about the first of ``blocks`` whose bytes are not those that were written, None where all are."""
-
-        def good(block: Block) -> bool:
-            parts = (part[block.view, block.start : block.stop] for part in (self.views, self.labels))
-            return tuple(zlib.crc32(part.view(np.uint8)) for part in parts) == self._checksums[block.number]
-
         with ThreadPoolExecutor(_THREADS) as pool:
-            for block, verdict in zip(blocks, pool.map(good, blocks), strict=True):
-                if not verdict:
-                    place = (
-                        f"images {block.start} to {block.stop - 1} of view {block.view} are not as they were written"
-                    )
-                    return _damaged(self.folder, place)
+            for block, found in zip(blocks, pool.map(self._files.checksums, blocks), strict=True):
+                if found != self._checksums[block.number]:
+                    place = f"images {block.start} to {block.stop - 1} of view {block.view}"
+                    return _damaged(self.folder, f"{place} are not as they were written")
         return None
 
     def logits(self, view: int, indices: np.ndarray, temperature: float, tail: str) -> Tensor:
@@ -141,20 +147,31 @@ def read_manifest(folder: Path) -> dict:
     """Content of a store's manifest.
 
     Raises:
-        UserError: there is none, it is not as it was written, or of another format.
+        UserError: there is none, or as ``read_plan``.
     """
-    path = folder / MANIFEST
-    if not path.is_file():
+    if not (folder / MANIFEST).is_file():
         unfinished = any((folder / name).is_file() for name in FILES)
         what = "is unfinished; run store_soft_labels.py again, it goes on" if unfinished else "holds no soft labels"
         raise UserError(f"{folder} {what} (no {MANIFEST})")
+    return read_plan(folder) or {}
+
+
+def read_plan(folder: Path) -> dict | None:
+    """What the store in ``folder``, finished or not, is made from: its manifest or plan; None where there is none.
+
+    Raises:
+        UserError: it is not as it was written, or of another format.
+    """
+    name = next((name for name in (MANIFEST, PLAN) if (folder / name).is_file()), None)
+    if name is None:
+        return None
     try:
-        manifest = unseal(path)
+        plan = unseal(folder / name)
     except (OSError, ValueError) as error:
-        raise UserError(_damaged(folder, f"{MANIFEST} is damaged ({error})")) from None
-    if manifest.get("format") != FORMAT:
-        raise UserError(_damaged(folder, f"{MANIFEST} has format {manifest.get('format')}, not '{FORMAT}'"))
-    return manifest
+        raise UserError(_damaged(folder, f"{name} is damaged ({error})")) from None
+    if plan.get("format") != FORMAT:
+        raise UserError(_damaged(folder, f"{name} has format {plan.get('format')}, not '{FORMAT}'"))
+    return plan
 
 
 def _damaged(folder: Path, what: str) -> str:

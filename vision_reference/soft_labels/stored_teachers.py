@@ -1,6 +1,5 @@
 """Stored teachers: the stores that a training run learns from, found to be about what it trains on."""
 
-import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -8,10 +7,9 @@ import numpy as np
 from torch import Tensor
 
 from vision_reference.errors import UserError
-from vision_reference.images.folders import Sample
 from vision_reference.machine import Rank, gather_objects
 from vision_reference.soft_labels.codec import TAILS, average
-from vision_reference.soft_labels.provenance import check_pixels, describe_data, pixel_flags, versions
+from vision_reference.soft_labels.provenance import check_pixels, versions
 from vision_reference.soft_labels.store import Store
 
 
@@ -45,42 +43,44 @@ class SoftLabels:
 
 
 def open_soft_labels(
-    args: argparse.Namespace, samples: Sequence[Sample], classes: Sequence[str], rank: Rank
+    folders: Sequence[Path], *, data: dict, pixels: dict, temperature: float, tail: str | None, rank: Rank
 ) -> SoftLabels:
     """The stores of ``--soft-labels``, found to be whole and about what this run trains on.
 
     All bytes are read and compared with their checksums, shared by the processes.
 
     Args:
-        samples, classes: the run's training images and the names of its classes.
+        data, pixels: of the run, as ``provenance`` describes them; by every process, another machine may have others.
+        temperature, tail: ``--kd-temperature`` and ``--kd-tail``; None where that was not given.
 
     Raises:
         UserError: a store that is missing, unfinished, damaged, of other data, pixels or views, or without what the
             flags ask for.
     """
-    stores = [Store(Path(name)) for name in args.soft_labels.split(",") if name]
+    stores = [Store(folder) for folder in folders]
     if not stores:
         raise UserError("--soft-labels needs the folder of a store, or several with commas between them")
-    if args.kd_tail == "bucket" and len(stores) > 1:
+    if tail == "bucket" and len(stores) > 1:
         raise UserError("--kd-tail bucket is for one store: several leave out different classes; give uniform or drop")
-    data = describe_data(samples, classes)  # by every process: another machine may have other files
     for store in stores:
-        check_belongs(store, data, pixel_flags(args))
-        _check_labels(store, args)
+        check_belongs(store, data, pixels)
+        _check_labels(store, temperature, tail)
         _check_same_views(stores[0], store)
-    for store in stores:
         share = store.blocks[rank.rank :: rank.world_size]
         if damages := list(filter(None, gather_objects(store.damage(share)))):
             raise UserError(damages[0])
-    _announce(stores, args.loader, rank)
-    return SoftLabels(stores, args.kd_temperature, args.kd_tail or TAILS[0])
+    teachers, count = " and ".join(store.arch for store in stores), stores[0].count
+    rank.say(f"soft labels of {teachers}: {count} views of each image; epoch e (from 1) shows view (e - 1) mod {count}")
+    now = versions(pixels["loader"])
+    for store in stores:
+        then = {name: version for name, version in store.versions.items() if version != now.get(name, version)}
+        if changes := ", ".join(f"{name} {version} -> {now[name]}" for name, version in then.items()):
+            rank.say(f"note: {store.folder} was stored with other versions, pixels may differ: {changes}")
+    return SoftLabels(stores, temperature, tail or TAILS[0])
 
 
 def check_belongs(store: Store, data: dict, pixels: dict) -> None:
-    """Refuses a store of other data or pixels than the run's.
-
-    Args:
-        data, pixels: of the run, as ``provenance`` describes them.
+    """Refuses a store of other data or pixels than the run's, both as ``provenance`` describes them.
 
     Raises:
         UserError: names what differs, stored and given.
@@ -101,31 +101,22 @@ def check_belongs(store: Store, data: dict, pixels: dict) -> None:
 
 
 def _check_same_views(first: Store, second: Store) -> None:
-    for name, one in first.shown.items():
-        if one != second.shown.get(name):
+    one, other = ({**store.manifest["views"], **store.pixels} for store in (first, second))
+    for name in one:
+        if one[name] != other.get(name):
             raise UserError(
-                f"{first.folder} and {second.folder} hold different views ({name} {one} and {second.shown.get(name)}): "
+                f"{first.folder} and {second.folder} hold different views ({name} {one[name]} and {other.get(name)}): "
                 f"store the second with --same-views-as {first.folder}"
             )
 
 
-def _check_labels(store: Store, args: argparse.Namespace) -> None:
+def _check_labels(store: Store, temperature: float, tail: str | None) -> None:
     if store.top_k is None:
-        if args.kd_tail:
+        if tail:
             raise UserError(f"--kd-tail is about what top-k leaves out, but {store.folder} has all classes; drop it")
-    elif args.kd_temperature not in store.temperatures:
-        known = ", ".join(f"{temperature:g}" for temperature in store.temperatures)
+    elif temperature not in store.temperatures:
+        known = ", ".join(f"{one:g}" for one in store.temperatures)
         raise UserError(
             f"{store.folder} has the {store.top_k} largest logits at temperatures {known}, not at --kd-temperature "
-            f"{args.kd_temperature:g}; choose one of these, or store anew with --temperatures or without --top-k"
+            f"{temperature:g}; choose one of these, or store anew with --temperatures or without --top-k"
         )
-
-
-def _announce(stores: Sequence[Store], loader: str, rank: Rank) -> None:
-    teachers, count = " and ".join(store.arch for store in stores), stores[0].count
-    rank.say(f"soft labels of {teachers}: {count} views of each image; epoch e (from 1) shows view (e - 1) mod {count}")
-    now = versions(loader)
-    for store in stores:
-        then = {name: version for name, version in store.versions.items() if version != now.get(name, version)}
-        if changes := ", ".join(f"{name} {version} -> {now[name]}" for name, version in then.items()):
-            rank.say(f"note: {store.folder} was stored with other versions, pixels may differ: {changes}")

@@ -5,25 +5,27 @@ of its output layer. Nothing is searched for, so this says nothing about transla
 """
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
+from fairseq import utils
 from fairseq.data import Dictionary, LanguagePairDataset
 from fairseq.tasks.translation import load_langpair_dataset
-from tqdm import tqdm
+from torch import Tensor
 
 import fairseq_plugins.inference_only  # noqa: F401  without it fairseq 0.12.2 cannot run a loaded model on torch 2
-from fairseq_plugins.losses.soft_labels import ProjectedLogits
-from fairseq_plugins.multilingual.language_tokens import LanguageTokens, Layout, batch_of
+from fairseq_plugins.losses.soft_labels import ProjectedLogits, SoftLabels
+from fairseq_plugins.multilingual.language_tokens import Batch, LanguageTokens, Layout, batch_of
 from fairseq_plugins.teachers.expert import Teacher, Vocabulary, load_teacher
 from fairseq_plugins.teachers.vocabularies import load_dictionary
 from scripts.nmt.lib.lang_pair import LangPair
+from scripts.nmt.lib.progress import Progress
 from scripts.nmt.lib.user_error import UserError
 
-_ROWS = 512  # tokens whose logits over the whole vocabulary are worked on at a time
+_ROWS = 1024  # tokens whose logits over the whole vocabulary are worked on at a time
 
 
 @dataclass(frozen=True)
@@ -99,7 +101,6 @@ def walk(
         UserError: the model has no plain output layer, hence no features, or its outputs are not finite.
     """
     dataset = references.dataset
-    layout = Layout(dataset.tgt_dict.pad(), dataset.tgt_dict.eos())
     order = np.lexsort((dataset.src_sizes, dataset.tgt_sizes))
     batches, longest = [[]], 0
     for sentence in order:
@@ -108,32 +109,44 @@ def walk(
             batches.append([])
             longest = max(dataset.src_sizes[sentence], dataset.tgt_sizes[sentence])
         batches[-1].append(int(sentence))
-    device = next(teacher.members.parameters()).device
-    with tqdm(total=int(np.sum(dataset.tgt_sizes)), desc=title, unit="token", unit_scale=True,
-              mininterval=1 if sys.stderr.isatty() else 10, leave=False) as bar:  # fmt: skip
+    with Progress(title, int(np.sum(dataset.tgt_sizes)), "token") as progress:
         for sentences in batches:
-            sample = dataset.collater([dataset[sentence] for sentence in sentences])
-            batch = batch_of(_on(sample, device))
-            everyone = torch.arange(len(batch), device=device)
-            labels = teacher.soft_labels(batch, everyone, layout, LanguageTokens())
+            _, batch, labels = ask(teacher, dataset, sentences)
             if not isinstance(labels.logits, ProjectedLogits):
                 raise UserError(f"{title}: this model does not end in one plain linear layer, so it has no features")
             targets = batch.target[labels.sentences, labels.positions].cpu().numpy()
-            for begin in range(0, len(targets), _ROWS):
-                part = labels.logits[slice(begin, begin + _ROWS)]
-                logits = part.dense().float().cpu().numpy()
-                if not np.isfinite(logits).all():
-                    raise UserError(f"{title}: the logits are not finite; the checkpoint is damaged")
-                yield targets[begin : begin + _ROWS], part.features.float().cpu().numpy(), logits
-            bar.update(int(sum(dataset.tgt_sizes[sentence] for sentence in sentences)))
+            for rows, logits in rows_of_logits(
+                labels, f"{title}: the logits are not finite; the checkpoint is damaged"
+            ):
+                yield targets[rows], labels.logits[rows].features.float().cpu().numpy(), logits.float().cpu().numpy()
+            progress.add(int(sum(dataset.tgt_sizes[sentence] for sentence in sentences)))
 
 
-def _on(sample: dict, device: torch.device) -> dict:
-    if device.type == "cpu":
-        return sample
-    from fairseq import utils
+def ask(
+    teacher: Teacher, dataset: LanguagePairDataset, sentences: Sequence[int]
+) -> tuple[np.ndarray, Batch, SoftLabels]:
+    """The given B sentences as the collater orders them: their numbers (B,), the batch, and what the teacher says."""
+    sample = dataset.collater([dataset[int(sentence)] for sentence in sentences])
+    device = next(teacher.members.parameters()).device
+    batch = batch_of(sample if device.type == "cpu" else utils.move_to_cuda(sample))
+    layout = Layout(dataset.tgt_dict.pad(), dataset.tgt_dict.eos())
+    everyone = torch.arange(len(batch), device=device)
+    return sample["id"].numpy(), batch, teacher.soft_labels(batch, everyone, layout, LanguageTokens())
 
-    return utils.move_to_cuda(sample)
+
+def rows_of_logits(labels: SoftLabels, refusal: str) -> Iterator[tuple[slice, Tensor]]:
+    """The logits (R, V) over the whole vocabulary, a few hundred rows at a time, with the rows that they are.
+
+    Raises:
+        UserError: they are not finite; `refusal` says so.
+    """
+    for begin in range(0, len(labels.sentences), _ROWS):
+        rows = slice(begin, begin + _ROWS)
+        part = labels.logits[rows]
+        logits = part.dense() if isinstance(part, ProjectedLogits) else part
+        if not logits.isfinite().all():
+            raise UserError(refusal)
+        yield rows, logits
 
 
 def frequent_tokens(references: References, count: int, least: int = 5) -> np.ndarray:

@@ -1,6 +1,5 @@
 """Runs an expert over one split of prepared data and stores what it says, on all cores or GPUs at once."""
 
-import sys
 from collections.abc import Callable
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing, suppress
@@ -9,26 +8,21 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from fairseq import utils
 from fairseq.data import LanguagePairDataset, data_utils
-from fairseq.tasks.translation import TranslationConfig, TranslationTask
-from tqdm import tqdm
 
-import fairseq_plugins.inference_only  # noqa: F401  without it fairseq 0.12.2 cannot run a loaded model on torch 2
 from fairseq_plugins.files import hash_split, sha256_of_file
-from fairseq_plugins.losses.soft_labels import ProjectedLogits
-from fairseq_plugins.multilingual.language_tokens import LanguageTokens, Layout, batch_of
 from fairseq_plugins.teachers.expert import Teacher, Vocabulary, load_teacher
 from fairseq_plugins.teachers.store import BLOCK, FORMAT, Block, Store, encode, record_type, rows_of
 from fairseq_plugins.teachers.store_writer import Writer
 from fairseq_plugins.teachers.vocabularies import hash_vocabulary, load_dictionary
+from scripts.nmt.lib.decoder_features import ask, open_references, rows_of_logits
 from scripts.nmt.lib.lang_pair import LangPair
 from scripts.nmt.lib.processes import devices, shared
+from scripts.nmt.lib.progress import Progress
 from scripts.nmt.lib.user_error import UserError
 
 _DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
-# Tokens whose logits over the whole vocabulary are worked on at a time.
-_ROWS = 1024
+_NOT_FINITE = "the teacher's logits are not finite: it is damaged, or --precision does not suit it"
 
 
 def store(
@@ -62,7 +56,7 @@ def store(
         if weight.is_floating_point() and not weight.isfinite().all():
             raise UserError(f"teacher {teacher} is damaged: its weights {name} are not finite; train or copy it anew")
     data_sha256 = hash_split(data_bin, subset, *pair)
-    dataset = _load_data(data_bin, subset, pair)
+    dataset = open_references(data_bin, pair, subset).dataset
     offsets = np.concatenate([[0], np.cumsum(_words(dataset, expert))]).astype("<i8")
     if not offsets[-1]:
         raise UserError(f"{pair} {subset}: no sentence is short enough for the teacher")
@@ -101,17 +95,6 @@ def store(
     print(f"stored {output}")
 
 
-def _load_data(data_bin: Path, subset: str, pair: LangPair) -> LanguagePairDataset:
-    """One split, as `fairseq-train` pads it by default."""
-    config = TranslationConfig(data=str(data_bin), source_lang=pair.source, target_lang=pair.target)
-    config.train_subset, config.dataset_impl = subset, None
-    config.max_source_positions = config.max_target_positions = sys.maxsize
-    config.required_seq_len_multiple = 1
-    task = TranslationTask.setup_task(config)
-    task.load_dataset(subset)
-    return task.datasets[subset]
-
-
 def _words(dataset: LanguagePairDataset, teacher: Teacher) -> np.ndarray:
     """(N,) target tokens of each sentence, end of sentence included; 0 where it is too long for the teacher."""
     # as `Teacher.soft_labels` decides about them
@@ -122,18 +105,17 @@ def _words(dataset: LanguagePairDataset, teacher: Teacher) -> np.ndarray:
 def _write_blocks(writer: Writer, worker: "Worker", seen: list[str]) -> None:
     """Put all missing blocks into the store. Raises UserError if that fails."""
     left = [block for block in writer.blocks if block.number not in writer.done]
-    quiet = 1 if sys.stdout.isatty() else 30
     total = writer.plan["data"]["tokens"]
-    with tqdm(total=total, unit="token", unit_scale=True, file=sys.stdout, mininterval=quiet) as bar:
+    with Progress("storing", total, "token") as progress:
+        progress.skip(total - sum(block.stop - block.start for block in left))
         while left:
-            bar.update(total - sum(block.stop - block.start for block in left) - bar.n)
             # a process that is killed takes the others along; as long as blocks get done, new ones take their place
             with suppress(BrokenProcessPool), closing(shared(left, seen, worker.on)) as results:
                 for block, records in results:
                     if isinstance(records, str):
                         raise UserError(records)
                     writer.write(block, records)
-                    bar.update(block.stop - block.start)
+                    progress.add(block.stop - block.start)
             before, left = len(left), [block for block in left if block.number not in writer.done]
             if len(left) == before:
                 raise UserError("a process was killed before all was stored; run the same command again to go on")
@@ -149,7 +131,6 @@ class Worker:
         self.dataset = dataset
         self.teacher = teacher
         self.max_tokens = max_tokens
-        self.layout = Layout(dataset.tgt_dict.pad(), dataset.tgt_dict.eos())
 
     def on(self, device: str) -> Callable[[Block], np.ndarray | str]:
         """Takes the teacher to the GPU `device`, or the CPU where it is ""; what returns a block's records then.
@@ -174,29 +155,18 @@ class Worker:
         """(records of the block,) of its sentences one after the other."""
         records = np.empty(block.stop - block.start, record_type(self.plan))
         for sentences in self.batches(block):
-            sample = self.dataset.collater([self.dataset[int(index)] for index in sentences])
-            counts, rows = rows_of(self.offsets, sample["id"].numpy())
-            on_gpu = next(self.teacher.members.parameters()).is_cuda
-            batch = batch_of(utils.move_to_cuda(sample) if on_gpu else sample)
-            everyone = torch.arange(len(batch), device=batch.target.device)
-            labels = self.teacher.soft_labels(batch, everyone, self.layout, LanguageTokens())
+            numbers, _, labels = ask(self.teacher, self.dataset, sentences)
+            counts, places = rows_of(self.offsets, numbers)
             found = torch.bincount(labels.sentences, minlength=len(counts)).cpu().numpy()
             if (found != counts).any():
-                wrong = int(sample["id"][np.flatnonzero(found != counts)[0]])
+                wrong = int(numbers[np.flatnonzero(found != counts)[0]])
                 raise UserError(
                     f"target sentence {wrong + 1} holds the padding symbol {self.dataset.tgt_dict.pad_word} as a word: "
                     "take it out of the text"
                 )
-            for begin in range(0, len(rows), _ROWS):
-                logits = labels.logits[begin : begin + _ROWS]
-                logits = logits.dense() if isinstance(logits, ProjectedLogits) else logits
-                if not logits.isfinite().all():
-                    raise UserError(
-                        "the teacher's logits are not finite: it is damaged, or --precision does not suit it"
-                    )
-                places = rows[begin : begin + _ROWS] - block.start
+            for rows, logits in rows_of_logits(labels, _NOT_FINITE):
                 for name, part in encode(logits, **self.plan["labels"]).items():
-                    records[name][places] = part.cpu().numpy()
+                    records[name][places[rows] - block.start] = part.cpu().numpy()
         return records
 
     def batches(self, block: Block) -> list[np.ndarray]:

@@ -312,7 +312,7 @@ def test_file_that_is_no_manifest_or_plan_is_one_line(store, tmp_path, text):
     assert "manifest.json is damaged" in refusal(Store, store)
     with begun(tmp_path / "out", plan([3, 0, 2])):
         (tmp_path / "out" / "plan.json").write_bytes(text)
-    assert "plan.json is damaged: remove" in refusal(begun, tmp_path / "out", plan([3, 0, 2]))
+    assert "plan.json is damaged (" in refusal(begun, tmp_path / "out", plan([3, 0, 2]))
 
 
 @pytest.mark.parametrize(

@@ -127,8 +127,9 @@ def test_reported_errors_are_the_divergences_between_teacher_and_store(top_k):
 
         for k in (5, 20, 50):
             even, cut = (expected(z, k, temperature, tail) for tail in ("uniform", "drop"))
-            assert rows[f"top-{k} uniform"][number] == pytest.approx(kl(p, even), rel=1e-9, abs=1e-12)
-            assert rows[f"top-{k} drop"][number] == pytest.approx(kl(cut, p), rel=1e-9, abs=1e-12)
+            # but for the rounding to float16
+            assert rows[f"top-{k} uniform"][number] == pytest.approx(kl(p, even), rel=0.05, abs=1e-4)
+            assert rows[f"top-{k} drop"][number] == pytest.approx(kl(cut, p), rel=0.05, abs=1e-4)
         if top_k:
             parts = encode(z, 7, REPORTED)
             even, cut = (rebuilt(parts, 60, number, temperature, tail) for tail in ("uniform", "drop"))

@@ -184,7 +184,7 @@ def test_two_teachers_with_shared_views_are_an_ensemble(stored, second):
 def test_the_size_is_told_first_and_the_error_of_every_k_last(stored, top_two, store, teacher):
     text = stored[1]
     assert "resnet18 about 2 views of each of 83 images: 5.48kB in" in text
-    assert text.index("5.48kB") < text.index("ETA 0:00:00") < text.index("KL between the teacher and what a store")
+    assert text.index("5.48kB") < text.index("storing: 100 %") < text.index("KL between the teacher and what a store")
     errors = json.loads((top_two / "manifest.json").read_text())["errors"]
     assert errors.keys() == {"stored uniform", "stored drop"}
     assert all(0 < value < 5 for row in errors.values() for value in row)

@@ -209,7 +209,7 @@ def test_file_that_is_no_manifest_or_plan_is_one_line(store, tmp_path, text):
     assert "manifest.json is damaged" in refusal(Store, store)
     with Writer(tmp_path / "out", plan()):
         (tmp_path / "out" / "plan.json").write_bytes(text)
-    assert "plan.json is damaged; delete" in refusal(Writer, tmp_path / "out", plan())
+    assert "plan.json is damaged (" in refusal(Writer, tmp_path / "out", plan())
 
 
 @pytest.mark.parametrize("name", FILES)

@@ -1,6 +1,7 @@
 """The crop and flip that a store records are those of the pixels."""
 
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -13,9 +14,9 @@ from vision_reference.images.decoding import read_image, read_pixels
 from vision_reference.images.pipelines import training_pipeline
 from vision_reference.images.presets import PRESETS
 from vision_reference.images.resizing import resize_pixels
-from vision_reference.images.samplers import view_seed
+from vision_reference.images.samplers import ViewBatchSampler, view_seed
+from vision_reference.images.torch_loader import ViewDataset
 from vision_reference.soft_labels.store import all_blocks
-from vision_reference.soft_labels.views import ViewBatchSampler, ViewDataset
 
 
 @pytest.fixture(scope="module")
@@ -67,9 +68,10 @@ def test_blocks_are_cut_into_the_same_batches_whoever_makes_them():
     assert [(block.view, block.start, block.stop) for block in blocks] == [
         (0, 0, 10), (0, 10, 20), (0, 20, 25), (1, 0, 10), (1, 10, 20), (1, 20, 25),
     ]  # fmt: skip
-    everything = list(ViewBatchSampler(blocks, seed=3, batch_size=4).epoch())
+    parts = [(block.view, range(block.start, block.stop)) for block in blocks]
+    everything = list(ViewBatchSampler(parts, 4, partial(view_seed, 3)).epoch())
     assert [len(keys) for keys in everything] == [4, 4, 2, 4, 4, 2, 4, 1] * 2
     assert everything[0][1] == (1, view_seed(3, 0, 1))
-    shares = [list(ViewBatchSampler(blocks[rank::2], seed=3, batch_size=4).epoch()) for rank in (0, 1)]
+    shares = [list(ViewBatchSampler(parts[rank::2], 4, partial(view_seed, 3)).epoch()) for rank in (0, 1)]
     assert sorted(shares[0] + shares[1]) == sorted(everything)
-    assert len(ViewBatchSampler(blocks, seed=3, batch_size=4)) == 16
+    assert len(ViewBatchSampler(parts, 4, partial(view_seed, 3))) == 16
