@@ -43,10 +43,10 @@ from vision_reference.images.presets import PRESETS
 from vision_reference.images.samplers import ViewBatchSampler, view_seed
 from vision_reference.machine import Machine, barrier, choose_machine, from_main
 from vision_reference.networks.heads import check_input_sizes
-from vision_reference.networks.teachers import read_teacher
+from vision_reference.networks.teachers import hash_weights, read_teacher
 from vision_reference.progress import progress
 from vision_reference.soft_labels.codec import encode, error_rows, error_sums, error_table
-from vision_reference.soft_labels.provenance import describe_data, hash_weights, pixel_flags, versions
+from vision_reference.soft_labels.provenance import describe_data, pixel_flags, versions
 from vision_reference.soft_labels.store import BLOCK, FORMAT, Block, Store, read_plan, record_types
 from vision_reference.soft_labels.stored_teachers import check_belongs
 from vision_reference.soft_labels.writer import Writer, sizes

@@ -59,10 +59,9 @@ from vision_reference.metrics import Outcomes, ProgressLine, TrainingAverages, c
 from vision_reference.networks import by_name, checkpoints, heads
 from vision_reference.networks.description import describe_run, from_checkpoint, recorded_teachers
 from vision_reference.networks.full_batches import FullBatches
-from vision_reference.networks.teachers import read_teacher
+from vision_reference.networks.teachers import hash_weights, read_teacher
 from vision_reference.runs.folder import begin_epochs, goes_back, open_run_folder
 from vision_reference.runs.metrics_file import MetricsFile
-from vision_reference.soft_labels.provenance import hash_weights
 
 GO_ON = "the same command with --resume auto goes on after the last finished epoch"
 

@@ -1,1 +1,1 @@
-"""Training criteria, registered with fairseq on import. Imports `losses`, `teachers`, `errors`, never tasks."""
+"""Training criteria, registered with fairseq on import. Imports `losses`, `teachers`, `errors`."""

@@ -17,9 +17,10 @@ from ..errors import UserError
 from ..losses.soft_labels import SoftLabels
 from ..multilingual.kept_vocabulary import keep_vocabulary
 from ..multilingual.language_tokens import Layout
-from ..teachers.expert import Question, Teacher, Vocabulary
+from ..teachers.expert import Question, Teacher
 from ..teachers.lookup import Lookup, Share, Teaching
 from ..teachers.stored import StoredTeacher
+from ..teachers.vocabularies import Vocabulary
 
 TEACHER_OUTPUTS_HELP = (
     "written by scripts/nmt/store_teacher_outputs.py from an expert's predictions of the training data: the student "

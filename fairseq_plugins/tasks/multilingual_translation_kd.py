@@ -24,8 +24,9 @@ from ..multilingual.routes import RoutedDatasetManager
 from ..multilingual.selective import STRATEGIES, Selection
 from ..multilingual.stock_options import MultilingualTranslationOptions, as_namespace
 from ..multilingual.validation import Translator, Validation
-from ..teachers.expert import Vocabulary, load_teacher
+from ..teachers.expert import load_teacher
 from ..teachers.lookup import Share
+from ..teachers.vocabularies import Vocabulary
 from ._distillation import KD_TAIL_HELP, TEACHER_OUTPUTS_HELP, DistillationTask, refuse_altered_data
 
 logger = logging.getLogger(__name__)

@@ -15,8 +15,9 @@ from ..losses.soft_labels import TAILS
 from ..multilingual.binarized import check_binarized, telling_what_is_wrong_with
 from ..multilingual.language_tokens import LanguageTokens, layout_of
 from ..multilingual.validation import json_option, search_options
-from ..teachers.expert import Vocabulary, load_teacher
+from ..teachers.expert import load_teacher
 from ..teachers.lookup import Share
+from ..teachers.vocabularies import Vocabulary
 from ._distillation import KD_TAIL_HELP, TEACHER_OUTPUTS_HELP, DistillationTask, refuse_altered_data
 
 

@@ -1,4 +1,4 @@
 """Teachers of a student: experts that run along, and stored outputs of experts.
 
-Imports `losses`, `multilingual`, `errors`, never tasks or criterions.
+Imports `losses`, `multilingual`, `inference_only`, `errors`, `files`.
 """

@@ -28,7 +28,7 @@ from ..multilingual.language_tokens import Batch, LanguageTokens, Layout, realig
 from ..multilingual.routes import tokens_of_pair
 from ..multilingual.stock_options import as_namespace
 from .output_layer import plain_output_layer
-from .vocabularies import check_identical, load_dictionary
+from .vocabularies import Vocabulary, check_identical, load_dictionary
 
 logger = logging.getLogger(__name__)
 
@@ -36,16 +36,6 @@ BILINGUAL_TASKS = ("translation", "translation_kd")
 MULTILINGUAL_TASKS = ("translation_multi_simple_epoch", "multilingual_translation_kd")
 # models that open no other file and run no option as a program while they are built
 MODELS = ("transformer", "transformer_align", "lightconv", "lstm")
-
-
-@dataclass(frozen=True)
-class Vocabulary:
-    """The student's dictionaries for one language pair as files, before language tokens are appended to them."""
-
-    source_lang: str
-    target_lang: str
-    source_path: str
-    target_path: str
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -17,8 +17,10 @@ from torch import Tensor
 from ..errors import UserError
 from ..losses.soft_labels import SoftLabels, with_tensors
 from ..multilingual.language_tokens import LanguageTokens, Layout, batch_of
-from .expert import Question, Teacher
-from .stored import StoredTeacher
+
+if TYPE_CHECKING:  # it works with whatever teachers it is given
+    from .expert import Question, Teacher
+    from .stored import StoredTeacher
 
 
 @dataclass(frozen=True)

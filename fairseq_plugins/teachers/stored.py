@@ -12,9 +12,8 @@ from ..errors import UserError
 from ..files import hash_split, sha256_of_file
 from ..losses.soft_labels import SoftLabels, TopKLogits
 from ..multilingual.language_tokens import Batch, LanguageTokens, Layout, realign
-from .expert import Vocabulary
 from .store import Store
-from .vocabularies import hash_vocabulary
+from .vocabularies import Vocabulary, hash_vocabulary
 
 
 class StoredTeacher:

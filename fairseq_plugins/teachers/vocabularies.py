@@ -1,13 +1,24 @@
-"""Finds dictionary files, and compares a teacher's with the student's."""
+"""A student's dictionaries: finds their files, and compares a teacher's with the student's."""
 
 from __future__ import annotations
 
 import hashlib
+from dataclasses import dataclass
 from itertools import zip_longest
 
 from fairseq.data import Dictionary
 
 from ..errors import UserError
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """The student's dictionaries for one language pair as files, before language tokens are appended to them."""
+
+    source_lang: str
+    target_lang: str
+    source_path: str
+    target_path: str
 
 
 def load_dictionary(path: str) -> Dictionary:

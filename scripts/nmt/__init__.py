@@ -1,1 +1,1 @@
-"""Commands for translation: prepare, train, store, translate, score."""
+"""Commands for translation: prepare, train, store, translate, score. Imports its own `nmt.lib`."""

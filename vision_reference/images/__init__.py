@@ -1,4 +1,4 @@
-"""From files to batches of images: folders, decoding, augmentation, order, loaders.
+"""From files to batches of images: folders, decoding, augmentation, order, loaders. Knows nothing of soft labels.
 
-Knows nothing of soft labels; imports ``errors``, ``files``, ``machine`` and ``user_functions`` of what lies outside.
+Imports `errors`, `files`, `machine`, `progress`, `user_functions`.
 """

@@ -1,4 +1,4 @@
 """The arithmetic of what a student learns: from labels (`labels`), from a teacher (`kd`), from one that is named.
 
-Imports torch, `errors`, `user_functions`, and of `soft_labels` the codec, whose mark for "no logit" losses must know.
+Imports `errors`, `user_functions`, and for the mark of "no logit" `soft_labels.codec`.
 """

@@ -1,4 +1,4 @@
-"""Networks by name, their last layers, and the files that hold their weights.
+"""Networks by name, their last layers, teachers made of them, and the files that hold their weights.
 
-Imports errors, files and the table of presets alone.
+Imports `errors`, `files`, `user_functions`, and of images the table of presets, `images.presets`.
 """

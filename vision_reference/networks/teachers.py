@@ -1,5 +1,6 @@
 """A trained network read from its file and made ready to teach the classes and pixels of a run."""
 
+import hashlib
 from collections.abc import Collection, Sequence
 from typing import NamedTuple
 
@@ -57,3 +58,13 @@ def read_teacher(
     mean, std, own_mean, own_std = (torch.tensor(values).view(3, 1, 1) for values in (preset.mean, preset.std, *own))
     notes.append(f"note: the teacher {weights} is shown pixels as it was trained on them (mean {own[0]}, std {own[1]})")
     return TrainedTeacher(network, (std / own_std, (mean - own_mean) / own_std), description, notes)
+
+
+def hash_weights(model: nn.Module) -> str:
+    """SHA-256 of all weights and buffers by name, the same for any file that holds them."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        if not name.endswith("num_batches_tracked"):  # serves training only, and old files lack it
+            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+            digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()

@@ -1,1 +1,1 @@
-"""A teacher's answers, stored once: format, writer, reader, views. Imports images, networks."""
+"""A teacher's answers, stored once: format, writer, reader. Imports `images`, `machine`, `errors`, `files`."""

@@ -5,9 +5,6 @@ import os
 from collections.abc import Mapping, Sequence
 from importlib import metadata
 
-import torch
-from torch import nn
-
 from vision_reference.errors import UserError
 from vision_reference.images.presets import PRESETS
 
@@ -72,16 +69,6 @@ def describe_data(samples: Sequence[tuple[str, int]], classes: Sequence[str]) ->
         "sha256": digest.hexdigest(),
         "covers": "relative paths, file sizes and labels of the training images in order, not their contents",
     }
-
-
-def hash_weights(model: nn.Module) -> str:
-    """SHA-256 of all weights and buffers by name, the same for any file that holds them."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
-        if not name.endswith("num_batches_tracked"):  # serves training only, and old files lack it
-            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-            digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
-    return digest.hexdigest()
 
 
 def versions(loader: str) -> dict[str, str]:

@@ -1,1 +1,1 @@
-"""What the translation commands share. Imports fairseq_plugins, never a command."""
+"""What the translation commands share. Imports fairseq_plugins and `lib`, never a command."""

@@ -19,8 +19,8 @@ from torch import Tensor
 import fairseq_plugins.inference_only  # noqa: F401  without it fairseq 0.12.2 cannot run a loaded model on torch 2
 from fairseq_plugins.losses.soft_labels import ProjectedLogits, SoftLabels
 from fairseq_plugins.multilingual.language_tokens import Batch, LanguageTokens, Layout, batch_of
-from fairseq_plugins.teachers.expert import Teacher, Vocabulary, load_teacher
-from fairseq_plugins.teachers.vocabularies import load_dictionary
+from fairseq_plugins.teachers.expert import Teacher, load_teacher
+from fairseq_plugins.teachers.vocabularies import Vocabulary, load_dictionary
 from scripts.nmt.lib.lang_pair import LangPair
 from scripts.nmt.lib.progress import Progress
 from scripts.nmt.lib.user_error import UserError

@@ -11,10 +11,10 @@ import torch
 from fairseq.data import LanguagePairDataset, data_utils
 
 from fairseq_plugins.files import hash_split, sha256_of_file
-from fairseq_plugins.teachers.expert import Teacher, Vocabulary, load_teacher
+from fairseq_plugins.teachers.expert import Teacher, load_teacher
 from fairseq_plugins.teachers.store import BLOCK, FORMAT, Block, Store, encode, record_type, rows_of
 from fairseq_plugins.teachers.store_writer import Writer
-from fairseq_plugins.teachers.vocabularies import hash_vocabulary, load_dictionary
+from fairseq_plugins.teachers.vocabularies import Vocabulary, hash_vocabulary, load_dictionary
 from scripts.nmt.lib.decoder_features import ask, open_references, rows_of_logits
 from scripts.nmt.lib.lang_pair import LangPair
 from scripts.nmt.lib.processes import devices, shared

@@ -9,7 +9,8 @@ import torch
 
 from fairseq_plugins.errors import UserError
 from fairseq_plugins.inference_only.checkpoints import read_checkpoint
-from fairseq_plugins.teachers.expert import Vocabulary, load_teacher
+from fairseq_plugins.teachers.expert import load_teacher
+from fairseq_plugins.teachers.vocabularies import Vocabulary
 
 
 @pytest.fixture
