@@ -17,15 +17,16 @@ from typing import Any, BinaryIO
 from .errors import UserError
 
 
-def write_atomically(path: Path, content: bytes) -> None:
-    """Put `content` in place of what `path` held, in one step, on the disk when this returns.
+@contextmanager
+def atomic_file(path: Path) -> Iterator[BinaryIO]:
+    """A file to write, which takes the place of what `path` held, in one step and on the disk, when the block ends.
 
-    A kill leaves the old file whole, and beside it at most a hidden `.NAME.*.partial`.
+    An error or a kill leaves the old file whole; a kill also leaves a hidden `.NAME.*.partial` beside it.
     """
     handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".partial", dir=path.parent)
     try:
         with os.fdopen(handle, "wb") as file:
-            file.write(content)
+            yield file
             file.flush()
             os.fsync(file.fileno())
         os.chmod(temporary, 0o666 & ~_umask())
@@ -34,6 +35,12 @@ def write_atomically(path: Path, content: bytes) -> None:
         Path(temporary).unlink(missing_ok=True)
         raise
     sync_folder(path.parent)
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Put `content` in place of what `path` held: see `atomic_file`."""
+    with atomic_file(path) as file:
+        file.write(content)
 
 
 def sync_folder(folder: Path) -> None:

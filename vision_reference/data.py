@@ -8,12 +8,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from vision_reference.errors import UserError
+from vision_reference.errors import UserError, some
 from vision_reference.images.cub200 import cub200
 from vision_reference.images.dali_loader import DaliLoader, DaliViewLoader
 from vision_reference.images.dali_views import EvaluationView, StoredView, TrainingView
 from vision_reference.images.decoding import read_image, read_pixels
-from vision_reference.images.folders import Sample, Samples, check_same_classes, image_folder, some, split_off
+from vision_reference.images.folders import Sample, Samples, check_same_classes, image_folder, split_off
 from vision_reference.images.own_data import own_data
 from vision_reference.images.pipelines import Normalize, evaluation_pipeline, training_pipeline
 from vision_reference.images.presets import PRESETS, Preset

@@ -15,7 +15,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)  # what ends a run that was right
@@ -46,6 +46,11 @@ class UserError(Exception):
 
 class Terminated(BaseException):
     """SIGTERM, as Ctrl-C is ``KeyboardInterrupt``: files in the making are removed on the way out."""
+
+
+def some(names: Sequence[str], most: int = 5) -> str:
+    """A list of names for such a line: the first of them, and how many more there are."""
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
 def run_command(name: str, command: Callable[[], None], *, go_on: str = "", debug: bool | None = None) -> None:

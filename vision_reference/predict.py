@@ -23,7 +23,7 @@ if not __package__:  # run as a file: the root of the clone takes the place of i
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from vision_reference.analysis.flags import Parser, count
-from vision_reference.errors import UserError, run_command
+from vision_reference.errors import UserError, run_command, some
 
 if TYPE_CHECKING:
     import torch
@@ -250,8 +250,9 @@ def confusion(predictor: Predictor, data: Path, batch_size: int) -> "tuple[list[
 
     samples, names = image_folder(data)
     if unknown := [name for name in names if name not in predictor.classes]:
-        known = ", ".join(predictor.classes[:8]) + (", ..." if len(predictor.classes) > 8 else "")
-        raise UserError(f"{data} has a class '{unknown[0]}' that the network does not know; it knows {known}")
+        raise UserError(
+            f"{data} has a class '{unknown[0]}' that the network does not know; it knows {some(predictor.classes, 8)}"
+        )
     numbers = {name: number for number, name in enumerate(predictor.classes)}
     counts = [[0] * len(predictor.classes) for _ in names]
     broken = []

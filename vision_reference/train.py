@@ -26,7 +26,7 @@ if not __package__:  # run as a file: the root of the clone takes the place of i
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from vision_reference.arguments import changed_flags, follow_description, named_teachers, parse_args
-from vision_reference.errors import UserError, run_command
+from vision_reference.errors import UserError, run_command, some
 
 if __name__ == "__main__":  # before torch is imported, which takes seconds: --help and mistakes are answered at once
     run_command("train.py", parse_args)
@@ -245,7 +245,7 @@ def start_network(args: argparse.Namespace, classes: list[str], rank: Rank) -> n
         for note in by_name.match_classes(model, description, classes):
             rank.say(note)
         return model
-    named = f" ({heads.some(description.classes)})" if description.classes else ""
+    named = f" ({some(description.classes)})" if description.classes else ""
     rank.say(f"note: the head of {source}, of {saved} classes{named}, is dropped: the data has {len(classes)} others")
     return heads.replace_head(model, len(classes))
 

@@ -10,12 +10,11 @@ Pairs, the order of languages and the kind of language tokens are in the checkpo
 
 from __future__ import annotations
 
-import os
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
 from ..errors import UserError
+from ..files import write_atomically
 
 SENTENCEPIECE_MODEL = "spm.model"
 
@@ -65,14 +64,4 @@ def _copy_once(source: Path, target: Path) -> None:
                 "folder to save to"
             )
         return
-    handle, temporary = tempfile.mkstemp(prefix=f".{target.name}.", suffix=".partial", dir=target.parent)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, target)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    write_atomically(target, content)

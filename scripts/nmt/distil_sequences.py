@@ -28,6 +28,7 @@ from pathlib import Path
 if not __package__:  # run as a file: the root of the clone takes the place of its own folder
     sys.path[0] = str(Path(__file__).resolve().parents[2])
 
+from fairseq_plugins.files import sha256_of_file
 from scripts.nmt.lib import data_bin
 from scripts.nmt.lib.lang_pair import LangPair, parse_pairs
 from scripts.nmt.lib.parallel_text import read_file
@@ -94,9 +95,9 @@ def make_recipe(args: argparse.Namespace, manifest: dict, pairs: tuple[LangPair,
     for pair, path in checkpoints.items():
         if not path.is_file():
             raise UserError(f"no expert of {pair} at {path}; train it with train_experts.sh, or name other --pairs")
-    inputs = {"manifest.json of the data": data_bin.sha256(args.data / "manifest.json")}
-    inputs |= {f"expert {pair}": data_bin.sha256(path) for pair, path in checkpoints.items()}
-    inputs |= {f"monolingual {pair}": data_bin.sha256(path) for pair, path in files.items()}
+    inputs = {"manifest.json of the data": sha256_of_file(args.data / "manifest.json")}
+    inputs |= {f"expert {pair}": sha256_of_file(path) for pair, path in checkpoints.items()}
+    inputs |= {f"monolingual {pair}": sha256_of_file(path) for pair, path in files.items()}
     settings = manifest["settings"]
     vocab = data_bin.VocabSettings(*(settings.get(key) for key in ("vocab_size", "model_type", "character_coverage")))
     search = "ctranslate2" + (" int8" if args.int8 else "") if args.ctranslate2 else "fairseq"

@@ -21,6 +21,7 @@ import babel
 if not __package__:  # run as a file: the root of the clone takes the place of its own folder
     sys.path[0] = str(Path(__file__).resolve().parents[2])
 
+from fairseq_plugins.files import sha256_of_file
 from scripts.nmt.lib import cldr_phrases, data_bin, iwslt_archive, parallel_text
 from scripts.nmt.lib.lang_pair import LangPair, parse_pairs
 from scripts.nmt.lib.user_error import UserError, run_cli
@@ -127,7 +128,7 @@ def prepare_parallel(args: argparse.Namespace, vocab: data_bin.VocabSettings) ->
         for pair in pairs
     }
     read = {path for splits in files.values() for both in splits.values() for path in both}
-    inputs = {path.name: data_bin.sha256(path) for path in sorted(read)}
+    inputs = {path.name: sha256_of_file(path) for path in sorted(read)}
     limits = cleaning(args)
     recipe = data_bin.Recipe("parallel", pairs, vocab, prefixes | as_details(limits), inputs)
     if already_there(args.output, recipe):
@@ -153,7 +154,7 @@ def prepare_iwslt(args: argparse.Namespace, vocab: data_bin.VocabSettings) -> No
                 f"--pairs {pair}: not in the archives given ({held}); allowed: English and an archive's language"
             )
         of_pair[pair] = archives[other]
-    inputs = {archive.path.name: data_bin.sha256(archive.path) for archive in archives.values()}
+    inputs = {archive.path.name: sha256_of_file(archive.path) for archive in archives.values()}
     limits = cleaning(args)
     details = {"test_sets": {archive.path.name: archive.test_sets() for archive in archives.values()}}
     details |= as_details(limits)

@@ -9,7 +9,7 @@ import numpy as np
 from scipy.cluster.hierarchy import fcluster, linkage
 from scipy.spatial.distance import squareform
 
-from vision_reference.errors import UserError
+from vision_reference.errors import UserError, some
 
 GROUP_SIZE = 5  # classes in a group that is found by clustering, in the mean
 
@@ -124,7 +124,6 @@ def read_groups(path: Path, classes: list[str]) -> np.ndarray:
             raise UserError(f"{path} puts class {name} into both {group_of[name]} and {group}; keep one")
     missing = [name for name in classes if name not in group_of]
     if missing:
-        shown = ", ".join(missing[:3]) + (", ..." if len(missing) > 3 else "")
-        raise UserError(f"{path} gives no group to {len(missing)} of {len(classes)} classes: {shown}")
+        raise UserError(f"{path} gives no group to {len(missing)} of {len(classes)} classes: {some(missing, 3)}")
     numbers: dict[str, int] = {}
     return np.array([numbers.setdefault(group_of[name], len(numbers)) for name in classes])

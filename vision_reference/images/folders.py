@@ -9,7 +9,7 @@ from typing import overload
 
 import numpy as np
 
-from vision_reference.errors import UserError
+from vision_reference.errors import UserError, some
 from vision_reference.files import atomic_file, cache_file
 
 Sample = tuple[str, int]
@@ -196,8 +196,3 @@ def check_same_classes(train: list[str], val: list[str]) -> None:
     parts += [f"only in val/: {some(only_val)}"] * bool(only_val)
     if parts:
         raise UserError(f"train/ and val/ have different classes ({'; '.join(parts)}); labels would not match")
-
-
-def some(names: list[str], most: int = 5) -> str:
-    """The first of ``names``, and how many more there are."""
-    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")

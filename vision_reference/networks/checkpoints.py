@@ -40,7 +40,7 @@ import safetensors
 import torch
 from torch import Tensor, nn
 
-from vision_reference.errors import UserError
+from vision_reference.errors import UserError, some
 from vision_reference.files import atomic_file, remove_partials
 from vision_reference.networks.description import recorded_arch, recorded_args
 from vision_reference.networks.heads import last_layer
@@ -215,12 +215,12 @@ def check_shapes(model: nn.Module, state_dict: Mapping[str, Tensor], source: str
         problems.append(f"the file has {head[0]} classes, the model {head[1]}")
         misshapen = [key for key in misshapen if not key.startswith(head[2])]
     if missing:
-        problems.append(f"{len(missing)} of {len(own)} missing: {_some(missing)}")
+        problems.append(f"{len(missing)} of {len(own)} missing: {some(missing, 3)}")
     if unexpected:
-        problems.append(f"{len(unexpected)} unexpected: {_some(unexpected)}")
+        problems.append(f"{len(unexpected)} unexpected: {some(unexpected, 3)}")
     if misshapen:
         shapes = [f"{key} {list(state_dict[key].shape)} instead of {list(own[key].shape)}" for key in misshapen]
-        problems.append(f"{len(misshapen)} of another shape: {_some(shapes)}")
+        problems.append(f"{len(misshapen)} of another shape: {some(shapes, 3)}")
     if problems:
         raise UserError(f"weights of '{source}' do not fit {type(model).__name__}: {'; '.join(problems)}")
 
@@ -351,7 +351,7 @@ def _find_state_dict(checkpoint: object, source: str, ema: bool) -> Mapping:
             return checkpoint[key]
     if checkpoint and all(isinstance(value, Tensor) for value in checkpoint.values()):
         return checkpoint
-    raise UserError(f"'{source}' has no weights, only {_some([str(key) for key in checkpoint])}; give {ACCEPTED}")
+    raise UserError(f"'{source}' has no weights, only {some([str(key) for key in checkpoint], 3)}; give {ACCEPTED}")
 
 
 def _strip_prefixes(weights: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -371,7 +371,3 @@ def _differing_class_counts(
     if f"{name}.weight" not in misshapen or saved.shape[1:] != layer.weight.shape[1:]:
         return None
     return len(saved), len(layer.weight), f"{name}."
-
-
-def _some(names: list[str], shown: int = 3) -> str:
-    return ", ".join(names[:shown]) + (", ..." if len(names) > shown else "")

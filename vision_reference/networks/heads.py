@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torchvision.models import Inception3, MaxVit, VisionTransformer
 
-from vision_reference.errors import UserError
+from vision_reference.errors import UserError, some
 
 AUXILIARY_HEADS = ("aux1", "aux2", "AuxLogits")  # GoogLeNet has the first two, Inception v3 the last
 
@@ -110,11 +110,6 @@ def reorder_classes(model: nn.Module, order: Sequence[int]) -> None:
         for parameter in (layer.weight, layer.bias):
             if parameter is not None:
                 parameter.copy_(parameter[list(order)])
-
-
-def some(names: Sequence[str], most: int = 5) -> str:
-    """A list of names for a line: the first of them, and how many more there are."""
-    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
 def shape_heads_like(model: nn.Module, state: dict[str, torch.Tensor]) -> nn.Module:

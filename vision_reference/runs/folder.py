@@ -24,7 +24,7 @@ from typing import TextIO
 
 import torch
 
-from vision_reference.errors import UserError
+from vision_reference.errors import UserError, some
 from vision_reference.files import atomic_file, remove_partials, try_lock
 from vision_reference.networks.description import made_here
 from vision_reference.runs.metrics_file import last_epoch
@@ -106,10 +106,9 @@ def _refuse_another_runs_results(folder: Path, resume: str) -> None:
         own = bool(resume) and Path(resume).resolve().parent == folder.resolve()
     if not found or own:
         return
-    what = ", ".join(found[:4]) + (", ..." if len(found) > 4 else "")
     raise UserError(
-        f"'{folder}' holds the results of a run ({what}): go on with it (--resume auto), replace them (--overwrite), "
-        "or give another --output-dir"
+        f"'{folder}' holds the results of a run ({some(found, 4)}): go on with it (--resume auto), replace them "
+        "(--overwrite), or give another --output-dir"
     )
 
 

@@ -3,11 +3,10 @@
 Practitioners of fairseq average the last five or ten epochs' (Vaswani et al. 2017, section 6.1).
 """
 
-import os
 import re
-import tempfile
 from pathlib import Path
 
+from fairseq_plugins.files import atomic_file
 from scripts.nmt.lib.recorded_model import import_fairseq
 from scripts.nmt.lib.user_error import UserError
 
@@ -58,17 +57,8 @@ def average(paths: list[Path]) -> Path:
     first, last = (_EPOCH.fullmatch(path.name)[1] for path in (paths[0], paths[-1]))
     target = paths[-1].with_name(f"checkpoint_mean_{first}-{last}.pt")
     try:
-        handle, temporary = tempfile.mkstemp(prefix=f".{target.name}.", suffix=".partial", dir=target.parent)
-        try:
-            with os.fdopen(handle, "wb") as file:
-                torch.save(state, file)
-                file.flush()
-                os.fsync(file.fileno())
-            os.chmod(temporary, 0o644)
-            os.replace(temporary, target)
-        except BaseException:
-            Path(temporary).unlink(missing_ok=True)
-            raise
+        with atomic_file(target) as file:
+            torch.save(state, file)
     except OSError as error:
         raise UserError(f"{target} cannot be written: {error.strerror}") from None
     return target

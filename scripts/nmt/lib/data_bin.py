@@ -10,7 +10,6 @@ The folder is built as `DIR.partial` and renamed when everything is there, so DI
 
 import contextlib
 import fcntl
-import hashlib
 import json
 import os
 import shutil
@@ -25,6 +24,7 @@ from pathlib import Path
 
 import sentencepiece
 
+from fairseq_plugins.files import sha256_of_file
 from scripts.nmt.lib.lang_pair import LangPair
 from scripts.nmt.lib.parallel_text import NO_LIMITS, SPLITS, Limits, Row
 from scripts.nmt.lib.user_error import UserError
@@ -58,18 +58,6 @@ class Recipe:
             "settings": {**asdict(self.vocab), **self.details},
             "inputs": self.inputs,
         }
-
-
-def sha256(path: Path) -> str:
-    """Hex SHA-256 of a file, read in blocks. Raises UserError if it cannot be read."""
-    digest = hashlib.sha256()
-    try:
-        with path.open("rb") as stream:
-            while block := stream.read(1 << 20):
-                digest.update(block)
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
-    return digest.hexdigest()
 
 
 def is_prepared(output: Path, recipe: Recipe) -> bool:
@@ -307,4 +295,4 @@ def _describe(split: str, count: dict[str, int]) -> str:
 
 def _hashes(folder: Path) -> dict[str, str]:
     files = sorted(path for path in folder.rglob("*") if path.is_file())
-    return {path.relative_to(folder).as_posix(): sha256(path) for path in files}
+    return {path.relative_to(folder).as_posix(): sha256_of_file(path) for path in files}

@@ -5,12 +5,11 @@ DIR.partial/blocks/<pair>/<n>.json translations of the n-th BLOCK_LINES lines
 """
 
 import json
-import os
-import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from fairseq_plugins.files import write_atomically
 from scripts.nmt.lib.parallel_text import clean
 from scripts.nmt.lib.translator import Translation
 from scripts.nmt.lib.user_error import UserError
@@ -72,12 +71,7 @@ def _read_json(path: Path) -> list:
 
 def write_json(path: Path, content: object) -> None:
     """Replace the file in one step that outlives a power cut."""
-    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    with os.fdopen(handle, "w", encoding="utf-8") as file:
-        json.dump(content, file, ensure_ascii=False)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    write_atomically(path, json.dumps(content, ensure_ascii=False).encode())
 
 
 @dataclass
