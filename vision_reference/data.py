@@ -1,4 +1,7 @@
-"""From the data flags to loaders: which files, seen how, through which loader. Assembly only."""
+"""From the data flags to loaders: which files, seen how, through which loader. Assembly only.
+
+``Source``, ``Look`` and ``Reading`` each take their part of a command line; nothing else here knows of flags.
+"""
 
 import argparse
 from collections.abc import Callable, Sequence
@@ -22,8 +25,7 @@ from vision_reference.images.torch_loader import ImageDataset, TorchvisionLoader
 from vision_reference.images.unreadable_files import readable_samples, report
 from vision_reference.loaders import MixingLoader, SoftLabelLoader, TeacherLoader
 from vision_reference.machine import Rank, usable_workers
-from vision_reference.soft_labels.provenance import describe_data, pixel_flags
-from vision_reference.soft_labels.stored_teachers import open_soft_labels
+from vision_reference.soft_labels.stored_teachers import SoftLabels
 
 Loader = TorchvisionLoader | DaliLoader | MixingLoader | SoftLabelLoader | TeacherLoader
 
@@ -41,6 +43,40 @@ class Data:
     train: Samples | None
     val: Samples
     classes: list[str]
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where samples come from.
+
+    Attributes:
+        root, dataset, split, download, cache, skip_unreadable: as ``--data-path``, ``--dataset`` and so on have them.
+        workers: threads that look for broken files.
+        report_to: folder for the list of those that are skipped.
+    """
+
+    root: Path
+    dataset: str
+    split: float | None
+    download: bool
+    cache: bool
+    skip_unreadable: bool
+    workers: int
+    report_to: Path
+
+    @classmethod
+    def of(cls, args: argparse.Namespace) -> "Source":
+        """What the flags ask for."""
+        return cls(
+            root=Path(args.data_path),
+            dataset=args.dataset,
+            split=args.split,
+            download=args.download,
+            cache=args.cache_dataset,
+            skip_unreadable=args.skip_unreadable,
+            workers=args.workers,
+            report_to=Path(args.output_dir),
+        )
 
 
 @dataclass(frozen=True)
@@ -112,55 +148,58 @@ class Look:
 
 
 def build_loaders(
-    args: argparse.Namespace, rank: Rank, device: torch.device, memory_format: torch.memory_format
-) -> tuple[Loader | None, Loader, list[str]]:
-    """The training loader (None with ``--test-only``), the evaluation loader, and the names of the classes.
+    data: Data,
+    look: Look,
+    reading: Reading,
+    rank: Rank,
+    *,
+    batch_size: int,
+    seed: int,
+    repetitions: int = 1,
+    soft_labels: SoftLabels | None = None,
+    mixup_alpha: float = 0.0,
+    cutmix_alpha: float = 0.0,
+) -> tuple[Loader | None, Loader]:
+    """The training loader (None where there is nothing to train on) and the evaluation loader.
+
+    Args:
+        batch_size: images per process and step.
+        seed: of the run: order and augmentation follow from it.
+        repetitions: see ``TrainBatchSampler``.
+        soft_labels: stored teachers, whose views are shown.
+        mixup_alpha, cutmix_alpha: see ``MixingLoader``; 0 for neither.
 
     Raises:
-        UserError: data that is missing or makes no sense, flags that the chosen loader cannot serve, or stored soft
-            labels that do not belong to the data and the flags.
+        UserError: more processes than images, or what the chosen loader cannot do.
     """
-    data = list_samples(args, rank, training=not args.test_only)
-    reading, look = Reading.of(args, device, memory_format), Look.of(args)
-    val_batches = EvalBatchSampler(len(data.val), args.batch_size, rank=rank.rank, world_size=rank.world_size)
+    val_batches = EvalBatchSampler(len(data.val), batch_size, rank=rank.rank, world_size=rank.world_size)
     val = val_loader(data.val, val_batches, look, reading)
     if data.train is None:
-        return None, val, data.classes
-
-    stored = None
-    if args.soft_labels:
-        stored = open_soft_labels(
-            [Path(name) for name in args.soft_labels.split(",") if name],
-            data=describe_data(data.train, data.classes),
-            pixels=pixel_flags(vars(args)),
-            temperature=args.kd_temperature,
-            tail=args.kd_tail,
-            rank=rank,
-        )
+        return None, val
     batches = TrainBatchSampler(
         len(data.train),
-        args.batch_size,
-        seed=args.seed,
+        batch_size,
+        seed=seed,
         rank=rank.rank,
         world_size=rank.world_size,
-        repetitions=args.ra_reps if args.ra_sampler else 1,
-        view_seeds=stored.views["seed"] if stored else None,
+        repetitions=repetitions,
+        view_seeds=soft_labels.views["seed"] if soft_labels else None,
     )
-    images = train_loader(data.train, batches, look, reading, stored_views=stored.views if stored else None)
+    images = train_loader(data.train, batches, look, reading, stored_views=soft_labels.views if soft_labels else None)
     train: Loader = images
-    if stored:
-        train = SoftLabelLoader(images, stored)
-    elif args.mixup_alpha or args.cutmix_alpha:
+    if soft_labels:
+        train = SoftLabelLoader(images, soft_labels)
+    elif mixup_alpha or cutmix_alpha:
         train = MixingLoader(
             images,
             num_classes=len(data.classes),
-            mixup_alpha=args.mixup_alpha,
-            cutmix_alpha=args.cutmix_alpha,
-            seed=args.seed,
+            mixup_alpha=mixup_alpha,
+            cutmix_alpha=cutmix_alpha,
+            seed=seed,
             rank=rank.rank,
         )
     rank.say(f"{len(data.train)} training and {len(data.val)} validation images, {len(data.classes)} classes")
-    return train, val, data.classes
+    return train, val
 
 
 def train_loader(
@@ -209,8 +248,8 @@ def val_loader(
     return _torchvision(ImageDataset(samples, pipeline, _reader(look)), batches, look.preset, reading)
 
 
-def list_samples(args: argparse.Namespace, rank: Rank, *, training: bool = True) -> Data:
-    """What ``--data-path`` holds of ``--dataset``, without its broken files where the flags say so.
+def list_samples(source: Source, rank: Rank, *, training: bool = True) -> Data:
+    """The samples of ``source``, without broken files where these are to be skipped.
 
     Args:
         training: False: for evaluation only, there need be no training images.
@@ -218,24 +257,24 @@ def list_samples(args: argparse.Namespace, rank: Rank, *, training: bool = True)
     Raises:
         UserError: data that is missing or makes no sense, or a class that is left without images.
     """
-    root = Path(args.data_path)
+    root = source.root
     train: Sequence[Sample] | None = None
     val: Sequence[Sample]
-    if args.dataset == "cub200":
-        birds = cub200(root, download=args.download)
+    if source.dataset == "cub200":
+        birds = cub200(root, download=source.download)
         train, val, classes = birds.train if training else None, birds.test, birds.classes
-    elif args.dataset != "imagefolder":
-        train, val, classes = own_data(args.dataset, root, training=training)
+    elif source.dataset != "imagefolder":
+        train, val, classes = own_data(source.dataset, root, training=training)
     else:
         if root.exists() and not root.is_dir():
             raise UserError(f"--data-path {root} is a file; it must be a folder with train/ and val/")
-        train, val, classes = _train_and_val(root, args.split, training, cache=args.cache_dataset)
+        train, val, classes = _train_and_val(root, source.split, training, cache=source.cache)
 
     def kept(name: str, samples: Sequence[Sample]) -> Samples:
-        if not args.skip_unreadable:
+        if not source.skip_unreadable:
             return samples if isinstance(samples, Samples) else Samples(samples)
-        good = readable_samples(samples, threads=usable_workers(args.workers), rank=rank, show_progress=rank.is_main)
-        if rank.is_main and (note := report(name, samples, good, Path(args.output_dir))):
+        good = readable_samples(samples, threads=usable_workers(source.workers), rank=rank, show_progress=rank.is_main)
+        if rank.is_main and (note := report(name, samples, good, source.report_to)):
             rank.say(note)
         had, have = ({label for _, label in some_samples} for some_samples in (samples, good))
         if lost := sorted(had - have):

@@ -1,6 +1,5 @@
 """Where a run computes: device, precision, memory layout, and the processes that share the work."""
 
-import argparse
 import ctypes
 import faulthandler
 import os
@@ -57,36 +56,42 @@ class Machine:
     autocast: Callable[[], AbstractContextManager]
 
 
-def choose_machine(args: argparse.Namespace) -> Machine:
-    """Device, precision and memory layout from the flags and from what is there; joins the other processes.
+def choose_machine(
+    asked: str, dist_url: str, *, amp: bool, amp_dtype: str | None, channels_last: bool | None
+) -> Machine:
+    """Device, precision and memory layout from what is asked for and what is there; joins the other processes.
+
+    Args:
+        asked, dist_url, amp, amp_dtype, channels_last: as the flags of these names (``asked``: ``--device``) have them.
 
     Raises:
         UserError: a device or a precision that is not there, more processes than GPUs.
     """
     place = rank_from_environment()
-    device = choose_device(args.device, place)
-    broken_amx = device.type == "cpu" and args.amp and avoid_broken_amx()
-    rank = join(place, device, args.dist_url)
+    device = choose_device(asked, place)
+    broken_amx = device.type == "cpu" and amp and avoid_broken_amx()
+    rank = join(place, device, dist_url)
     if device.type == "cpu":
         keep_freed_memory()
     if broken_amx:
         rank.say("note: this machine claims AMX but ends programs that use it: --amp does without")
-    if device.type != torch.device(args.device).type:
+    if device.type != torch.device(asked).type:
         rank.say("note: no GPU found, running on the CPU")
     # Cards before Ampere would emulate bf16: torch counts that as support unless asked not to.
     has_bf16 = device.type == "cpu" or torch.cuda.is_bf16_supported(including_emulation=False)
-    if args.amp_dtype == "bf16" and not has_bf16:
+    if amp_dtype == "bf16" and not has_bf16:
         raise UserError("this GPU has no bf16; use --amp-dtype fp16")
-    amp_dtype = torch.bfloat16 if args.amp_dtype == "bf16" or (args.amp_dtype is None and has_bf16) else torch.float16
-    if args.amp and device.type == "cpu" and amp_dtype == torch.bfloat16 and not multiplies_bf16_fast():
+    chosen = torch.bfloat16 if amp_dtype == "bf16" or (amp_dtype is None and has_bf16) else torch.float16
+    if amp and device.type == "cpu" and chosen == torch.bfloat16 and not multiplies_bf16_fast():
         rank.say("note: this CPU has no fast bf16 (AMX): --amp saves memory here but costs time")
-    channels_last = device.type == "cpu" or args.amp if args.channels_last is None else args.channels_last
+    if channels_last is None:
+        channels_last = device.type == "cpu" or amp
     return Machine(
         rank=rank,
         device=device,
         memory_format=torch.channels_last if channels_last else torch.contiguous_format,
-        amp_dtype=amp_dtype,
-        autocast=partial(torch.autocast, device.type, dtype=amp_dtype, enabled=args.amp),
+        amp_dtype=chosen,
+        autocast=partial(torch.autocast, device.type, dtype=chosen, enabled=amp),
     )
 
 

@@ -17,7 +17,7 @@ run that was killed goes on where it was, on any number of processes, and ends w
 import argparse
 import secrets
 import sys
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Sequence
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -35,13 +35,12 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from vision_reference.data import Look, Reading, list_samples, view_loader
+from vision_reference.data import Look, Reading, Source, list_samples, view_loader
 from vision_reference.distillation import Teacher
-from vision_reference.images.batch import Batch
-from vision_reference.images.folders import Samples
+from vision_reference.images.batch import Batch, Loader
 from vision_reference.images.presets import PRESETS
 from vision_reference.images.samplers import ViewBatchSampler, view_seed
-from vision_reference.machine import Machine, barrier, choose_machine, from_main
+from vision_reference.machine import Rank, barrier, choose_machine, from_main
 from vision_reference.networks.heads import check_input_sizes
 from vision_reference.networks.teachers import hash_weights, read_teacher
 from vision_reference.progress import progress
@@ -55,13 +54,18 @@ from vision_reference.soft_labels.writer import Writer, sizes
 # sizes, devices and TF32 cost about as much again; bf16 keeps 2**-8, in every layer.
 _TOLERANCE = {"fp32": 2e-3, "bf16": 5e-2, "fp16": 1e-2}
 
+Parts = Sequence[tuple[int, Sequence[int]]]  # see ``ViewBatchSampler``, as the seeds are
+Show = Callable[[Parts, Callable[[int, int], int]], Loader]
+
 
 def main(args: argparse.Namespace) -> None:
     """Store, or go on storing, and check."""
-    machine = choose_machine(args)
+    machine = choose_machine(
+        args.device, args.dist_url, amp=args.amp, amp_dtype=args.amp_dtype, channels_last=args.channels_last
+    )
     rank, folder = machine.rank, Path(args.output_dir)
     folder.mkdir(parents=True, exist_ok=True)  # --skip-unreadable reports into it
-    data = list_samples(args, rank)
+    data = list_samples(Source.of(args), rank)
     samples, classes = data.train, data.classes
     if args.top_k and args.top_k >= len(classes):
         raise UserError(f"--top-k {args.top_k} of {len(classes)} classes leaves nothing out; drop it to store them all")
@@ -72,8 +76,20 @@ def main(args: argparse.Namespace) -> None:
 
     writer = None
     if rank.is_main:
-        writer = Writer(folder, make_plan(args, machine, samples, classes, hash_weights(trained.network)))
+        precision = "fp32" if not args.amp else "bf16" if machine.amp_dtype == torch.bfloat16 else "fp16"
+        weights = hash_weights(trained.network)
+        plan = make_plan(
+            folder,
+            teacher={"arch": args.teacher, "weights_sha256": weights, "precision": precision},
+            data=describe_data(samples, classes),
+            pixels=pixel_flags(vars(args)),
+            views={"count": args.views, "seed": args.seed},
+            labels={"top_k": args.top_k, "temperatures": args.temperatures if args.top_k else []},
+            same_views_as=Path(args.same_views_as) if args.same_views_as else None,
+        )
+        writer = Writer(folder, plan)
     plan, whole, done = from_main((writer.plan, writer.whole, writer.done) if writer else None)
+    look, reading = Look.of(args), Reading.of(args, machine.device, machine.memory_format)
     teacher = Teacher(
         trained.network,
         machine.device,
@@ -82,85 +98,68 @@ def main(args: argparse.Namespace) -> None:
         compile=args.compile,
         renormalize=trained.renormalize,
     )
+
+    def show(parts: Parts, seed: Callable[[int, int], int]) -> Loader:
+        return view_loader(samples, ViewBatchSampler(parts, args.batch_size, seed), look, reading)
+
     if not whole:
         with writer or Writer(folder, plan, rank.rank) as writer:
-            store(args, machine, teacher, samples, writer, done)
+            store(writer, teacher, show, rank, batch_size=args.batch_size, done=done)
     if rank.is_main:
         stored = Store(folder)
         if damage := stored.damage(stored.blocks):
             raise UserError(damage)
         rank.say(f"{folder} is whole" + (", nothing to store" if whole else ""))
         print(error_table(stored.errors, stored.count * stored.images), flush=True)
-        if args.check and not check(args, machine, teacher, samples, stored):
+        if args.check and not check(stored, teacher, show, args.check):
             sys.exit(1)
 
 
 def make_plan(
-    args: argparse.Namespace, machine: Machine, samples: Samples, classes: list[str], weights_hash: str
+    folder: Path, *, teacher: dict, data: dict, pixels: dict, views: dict, labels: dict, same_views_as: Path | None
 ) -> dict:
-    """The manifest but for checksums and errors: what is to be stored, from what.
+    """The manifest but for checksums and errors: what is to be stored in ``folder``, from what.
+
+    Args:
+        views: ``count`` and ``seed``; None where not given: those of what the folder holds already, or of a new store.
+        same_views_as: another store, whose views are taken.
 
     Raises:
-        UserError: with ``--same-views-as``, a store of other data or pixels.
+        UserError: that is a store of other data or pixels.
     """
-    plan = {
-        "format": FORMAT,
-        "teacher": {
-            "arch": args.teacher,
-            "weights_sha256": weights_hash,
-            "precision": "fp32" if not args.amp else "bf16" if machine.amp_dtype == torch.bfloat16 else "fp16",
-        },
-        "data": describe_data(samples, classes),
-        "pixels": pixel_flags(vars(args)),
-        "views": {"count": args.views, "seed": args.seed},
-        "labels": {"top_k": args.top_k, "temperatures": args.temperatures if args.top_k else []},
-        "block": BLOCK,
-        "versions": versions(args.loader),
-    }
-    if args.same_views_as:
-        other = Store(Path(args.same_views_as))
-        check_belongs(other, plan["data"], plan["pixels"])
-        if other.pixels != plan["pixels"]:
+    plan = {"format": FORMAT, "teacher": teacher, "data": data, "pixels": pixels, "views": views, "labels": labels}
+    plan |= {"block": BLOCK, "versions": versions(pixels["loader"])}
+    if same_views_as:
+        other = Store(same_views_as)
+        check_belongs(other, data, pixels)
+        if other.pixels != pixels:
             raise UserError(f"{other.folder} was stored with --loader {other.pixels['loader']}; give it")
-        plan["views"] = other.manifest["views"]
-        return plan
-    found = read_plan(Path(args.output_dir)) or {"views": {"count": 1, "seed": secrets.randbelow(2**31)}}
-    for name, value in plan["views"].items():
-        if value is None:
-            plan["views"][name] = found["views"][name]
-    return plan
+        return {**plan, "views": other.manifest["views"]}
+    found = read_plan(folder) or {"views": {"count": 1, "seed": secrets.randbelow(2**31)}}
+    given = {name: value for name, value in views.items() if value is not None}
+    return {**plan, "views": {**found["views"], **given}}
 
 
-def store(
-    args: argparse.Namespace,
-    machine: Machine,
-    teacher: Teacher,
-    samples: Samples,
-    writer: Writer,
-    done: Collection[int],
-) -> None:
+def store(writer: Writer, teacher: Teacher, show: Show, rank: Rank, *, batch_size: int, done: Collection[int]) -> None:
     """Write the blocks that are not ``done``, shared by all processes, and the manifest."""
-    rank, plan = machine.rank, writer.plan
+    plan, data, seed = writer.plan, writer.plan["data"], writer.plan["views"]["seed"]
     size = tqdm.format_sizeof(sum(sizes(plan).values()), "B")
-    count, seed = plan["views"]["count"], plan["views"]["seed"]
-    rank.say(f"{args.teacher} about {count} views of each of {len(samples)} images: {size} in {writer.folder}")
+    views = f"{plan['views']['count']} views of each of {data['images']} images"
+    rank.say(f"{plan['teacher']['arch']} about {views}: {size} in {writer.folder}")
     rank.say(f"seed {seed}" + f"; going on after {len(done)} of {len(writer.blocks)} blocks" * bool(done))
     own = [block for block in writer.blocks if block.number not in done][rank.rank :: rank.world_size]
-    parts = [(block.view, range(block.start, block.stop)) for block in own]
-    batches = ViewBatchSampler(parts, args.batch_size, partial(view_seed, seed))
-    loader = view_loader(samples, batches, Look.of(args), Reading.of(args, machine.device, machine.memory_format))
+    loader = show([(block.view, range(block.start, block.stop)) for block in own], partial(view_seed, seed))
     shown: Iterable[Batch] = loader.epoch(0)
     if rank.is_main:
-        scale = args.batch_size * rank.world_size
-        shown = progress(shown, "storing", total=len(batches), unit="view", scale=scale)
-    batch = iter(shown)
+        shown = progress(shown, "storing", total=len(loader), unit="view", scale=batch_size * rank.world_size)
+    batches = iter(shown)
     for block in own:
-        of_block = islice(batch, -(-(block.stop - block.start) // args.batch_size))
+        of_block = islice(batches, -(-(block.stop - block.start) // batch_size))
         writer.write(block, *make_block(block, of_block, teacher, plan))
-    list(batch)  # lets the progress end
+    list(batches)  # lets the progress end
     barrier()
     if rank.is_main:
-        writer.finish(error_rows(plan["data"]["classes"], args.top_k))
+        writer.finish(error_rows(data["classes"], plan["labels"]["top_k"]))
     barrier()
 
 
@@ -192,16 +191,15 @@ def make_block(
     return records, errors
 
 
-def check(args: argparse.Namespace, machine: Machine, teacher: Teacher, samples: Samples, stored: Store) -> bool:
-    """Recompute ``--check`` random views and print how far the stored ones are off; whether that is tolerable.
+def check(stored: Store, teacher: Teacher, show: Show, count: int) -> bool:
+    """Recompute ``count`` random views and print how far the stored ones are off; whether that is tolerable.
 
     What is compared: crop and flip, the logits kept, and the log-sum-exps.
     """
     total = stored.count * stored.images
-    drawn = np.sort(np.random.default_rng().choice(total, min(args.check, total), replace=False))
+    drawn = np.sort(np.random.default_rng().choice(total, min(count, total), replace=False))
     parts = [(view, (drawn[drawn // stored.images == view] % stored.images).tolist()) for view in range(stored.count)]
-    batches = ViewBatchSampler(parts, args.batch_size, lambda view, index: int(stored.views["seed"][view, index]))
-    loader = view_loader(samples, batches, Look.of(args), Reading.of(args, machine.device, machine.memory_format))
+    loader = show(parts, lambda view, index: int(stored.views["seed"][view, index]))
     answers = [(teacher(images).double().cpu(), geometry.cpu()) for images, geometry, _ in loader.epoch(0)]
     logits, geometry = (torch.cat(part) for part in zip(*answers, strict=True))
     boxes, records = (part.reshape(-1)[drawn] for part in (stored.views, stored.labels))

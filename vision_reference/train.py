@@ -36,7 +36,7 @@ import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from vision_reference.data import Loader, build_loaders
+from vision_reference.data import Loader, Look, Reading, Source, build_loaders, list_samples
 from vision_reference.distillation import Teacher, Teachers, distillation_loss
 from vision_reference.files import atomic_copy, atomic_file
 from vision_reference.images.presets import PRESETS
@@ -62,6 +62,8 @@ from vision_reference.networks.full_batches import FullBatches
 from vision_reference.networks.teachers import hash_weights, read_teacher
 from vision_reference.runs.folder import begin_epochs, goes_back, open_run_folder
 from vision_reference.runs.metrics_file import MetricsFile
+from vision_reference.soft_labels.provenance import describe_data, pixel_flags
+from vision_reference.soft_labels.stored_teachers import open_soft_labels
 
 GO_ON = "the same command with --resume auto goes on after the last finished epoch"
 
@@ -228,6 +230,41 @@ def save(output: Path, learner: Learner, args: argparse.Namespace, epoch: int, r
     checkpoints.prune_epoch_checkpoints(output, args.keep_checkpoints)
 
 
+def open_data(
+    args: argparse.Namespace, rank: Rank, device: torch.device, memory_format: torch.memory_format
+) -> tuple[Loader | None, Loader, list[str]]:
+    """The training loader (None with ``--test-only``), the evaluation loader, and the names of the classes.
+
+    Raises:
+        UserError: data that is missing or makes no sense, flags that the chosen loader cannot serve, or stored soft
+            labels that do not belong to the data and the flags.
+    """
+    data = list_samples(Source.of(args), rank, training=not args.test_only)
+    soft_labels = None
+    if args.soft_labels and data.train is not None:
+        soft_labels = open_soft_labels(
+            [Path(name) for name in args.soft_labels.split(",") if name],
+            data=describe_data(data.train, data.classes),
+            pixels=pixel_flags(vars(args)),
+            temperature=args.kd_temperature,
+            tail=args.kd_tail,
+            rank=rank,
+        )
+    train_loader, val_loader = build_loaders(
+        data,
+        Look.of(args),
+        Reading.of(args, device, memory_format),
+        rank,
+        batch_size=args.batch_size,
+        seed=args.seed,
+        repetitions=args.ra_reps if args.ra_sampler else 1,
+        soft_labels=soft_labels,
+        mixup_alpha=args.mixup_alpha,
+        cutmix_alpha=args.cutmix_alpha,
+    )
+    return train_loader, val_loader, data.classes
+
+
 def start_network(args: argparse.Namespace, classes: list[str], rank: Rank) -> nn.Module:
     """The network that a new run starts from: drawn, or with the weights of ``--init-weights`` or ``--weights``.
 
@@ -387,7 +424,7 @@ def evaluate_checkpoint(args: argparse.Namespace, machine: Machine) -> None:
     for note in follow_description(args, description):
         rank.say(note)
     fix_randomness(args, None, rank)
-    _, loader, classes = build_loaders(args, rank, machine.device, machine.memory_format)
+    _, loader, classes = open_data(args, rank, machine.device, machine.memory_format)
     model = by_name.build_filled(args.model, len(classes), state, source)
     for note in by_name.match_classes(model, description, classes):
         rank.say(note)
@@ -410,7 +447,7 @@ def train(args: argparse.Namespace, machine: Machine) -> None:
         rank.say(f"note: no checkpoint in '{output}' to go on from; starting anew")
     kd_loss = parse_kd_loss(args.kd_loss)
     fix_randomness(args, checkpoint, rank)
-    train_loader, val_loader, classes = build_loaders(args, rank, machine.device, machine.memory_format)
+    train_loader, val_loader, classes = open_data(args, rank, machine.device, machine.memory_format)
     check_served(kd_loss, args.kd_loss, train_loader)
     model = (
         resumed_network(args, checkpoint, str(source), classes) if checkpoint else start_network(args, classes, rank)
@@ -471,7 +508,9 @@ def train(args: argparse.Namespace, machine: Machine) -> None:
 
 def main(args: argparse.Namespace) -> None:
     """Train, or with ``--test-only`` evaluate."""
-    machine = choose_machine(args)
+    machine = choose_machine(
+        args.device, args.dist_url, amp=args.amp, amp_dtype=args.amp_dtype, channels_last=args.channels_last
+    )
     if args.test_only:
         return evaluate_checkpoint(args, machine)
     output = Path(args.output_dir)

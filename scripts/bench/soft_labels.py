@@ -125,7 +125,9 @@ def turns(setting: Setting, student: str, store: Store, device: str, amp: bool) 
     flags += ["--amp"] if amp else []
     args = parse_training_flags(flags)
     taught = parse_training_flags([*flags, "--soft-labels", "stored", "--kd-temperature", str(TEMPERATURE)])
-    machine = choose_machine(args)
+    machine = choose_machine(
+        args.device, args.dist_url, amp=args.amp, amp_dtype=args.amp_dtype, channels_last=args.channels_last
+    )
     torch.manual_seed(0)
     dataset, layout = FewImages(setting), machine.memory_format
     normalize = Normalize(PRESETS["imagenet"].mean, PRESETS["imagenet"].std, machine.device)

@@ -97,7 +97,9 @@ def turns(setting: Setting, device: str, amp: bool) -> dict[str, Callable[[], ob
     ]
     flags += ["--teacher", TEACHER, "--teacher-weights", "random", "--kd-temperature", str(TEMPERATURE)]
     args = parse_training_flags(flags)
-    machine = choose_machine(args)
+    machine = choose_machine(
+        args.device, args.dist_url, amp=args.amp, amp_dtype=args.amp_dtype, channels_last=args.channels_last
+    )
     torch.manual_seed(0)
     dataset = ImagesInMemory(setting)
     normalize = Normalize(PRESETS["imagenet"].mean, PRESETS["imagenet"].std, machine.device)

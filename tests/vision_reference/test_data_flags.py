@@ -8,7 +8,7 @@ from PIL import Image
 
 from vision_reference import train
 from vision_reference.arguments import parse_args, parse_store_args
-from vision_reference.data import list_samples
+from vision_reference.data import Source, list_samples
 from vision_reference.errors import UserError
 from vision_reference.images.folders import image_folder, split_off
 from vision_reference.machine import Rank
@@ -85,20 +85,23 @@ def test_a_class_that_loses_all_its_images_is_refused(blank_images, tmp_path, mo
         file.write_bytes(file.read_bytes()[:60])
     name = {"train": "training", "val": "validation"}[part]
     with pytest.raises(UserError, match=f"none of the {name} images of dog can be read"):
-        list_samples(parse_args(["--data-path", str(root), "--output-dir", str(tmp_path), "--skip-unreadable"]), Rank())
+        list_samples(
+            Source.of(parse_args(["--data-path", str(root), "--output-dir", str(tmp_path), "--skip-unreadable"])),
+            Rank(),
+        )
 
 
 def test_data_that_is_a_file_is_refused(tmp_path):
     (tmp_path / "data").write_text("")
     with pytest.raises(UserError, match="--data-path .*data is a file; it must be a folder with train/ and val/"):
-        list_samples(parse_args(["--data-path", str(tmp_path / "data")]), Rank())
+        list_samples(Source.of(parse_args(["--data-path", str(tmp_path / "data")])), Rank())
 
 
 def test_without_val_a_share_of_each_class_is_split_off(blank_images, tmp_path):
     root = blank_images(tmp_path / "data", {"train/cat": 20, "train/dog": 11})
 
     def listed(*flags):
-        return list_samples(parse_args(["--data-path", str(root), *flags]), Rank())
+        return list_samples(Source.of(parse_args(["--data-path", str(root), *flags])), Rank())
 
     with pytest.raises(UserError, match="no folder .*val; give --split 0.1"):
         listed()

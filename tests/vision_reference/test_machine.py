@@ -81,12 +81,15 @@ def test_other_names_of_devices_are_refused(name, capsys):
 
 
 def test_emulated_bf16_does_not_count(gpus):
+    def chosen(amp_dtype=None):
+        return choose_machine("cuda", "env://", amp=True, amp_dtype=amp_dtype, channels_last=None).amp_dtype
+
     gpus(1, bf16=False)
-    assert choose_machine(parse_args(["--device", "cuda", "--amp"])).amp_dtype == torch.float16
+    assert chosen() == torch.float16
     with pytest.raises(UserError, match="this GPU has no bf16; use --amp-dtype fp16"):
-        choose_machine(parse_args(["--device", "cuda", "--amp", "--amp-dtype", "bf16"]))
+        chosen("bf16")
     gpus(1, bf16=True)
-    assert choose_machine(parse_args(["--device", "cuda", "--amp"])).amp_dtype == torch.bfloat16
+    assert chosen() == torch.bfloat16
 
 
 @pytest.mark.parametrize(

@@ -8,9 +8,9 @@ from torchvision.models import resnet18
 
 from vision_reference import store_soft_labels
 from vision_reference.arguments import parse_args
-from vision_reference.data import build_loaders
 from vision_reference.distillation import Teacher
 from vision_reference.machine import Rank
+from vision_reference.train import open_data
 
 pytest.importorskip("nvidia.dali.plugin.pytorch")
 
@@ -57,7 +57,7 @@ def seen_by_teacher(photographs, store, tmp_path, monkeypatch):
 def shown_by_dali(photographs, folder, epoch, *flags):
     command = ["--data-path", photographs, "--soft-labels", folder, "--device", "cpu", "--workers", "1"]
     command += ["--loader", "dali", "--train-crop-size", 64, "--seed", 5, "--batch-size", 4, *flags]
-    loader, _, _ = build_loaders(parse_args(list(map(str, command))), Rank(), CPU, torch.contiguous_format)
+    loader, _, _ = open_data(parse_args(list(map(str, command))), Rank(), CPU, torch.contiguous_format)
     shown = {}
     for images, _, indices, logits in loader.epoch(epoch):
         assert logits.shape == (len(indices), 2)

@@ -15,7 +15,6 @@ from torchvision.models import resnet18
 
 from vision_reference import store_soft_labels
 from vision_reference.arguments import parse_args
-from vision_reference.data import build_loaders
 from vision_reference.distillation import Teacher
 from vision_reference.files import seal, unseal
 from vision_reference.images.folders import image_folder
@@ -25,6 +24,7 @@ from vision_reference.images.torch_loader import ImageDataset
 from vision_reference.machine import Rank
 from vision_reference.soft_labels.store import Store
 from vision_reference.soft_labels.stored_teachers import SoftLabels
+from vision_reference.train import open_data
 
 ROOT = Path(__file__).resolve().parents[3]
 CPU = torch.device("cpu")
@@ -74,7 +74,7 @@ def student_batches(data, folder, epoch, *flags, rank=None):
     """What a student sees and is told in an epoch: {index: (pixels, logits)}."""
     command = ["--data-path", str(data), "--preset", "digits", "--device", "cpu", "--workers", "0", "--batch-size", "9"]
     args = parse_args([*command, "--soft-labels", str(folder), "--seed", "77", *map(str, flags)])
-    loader, _, _ = build_loaders(args, rank or Rank(), CPU, torch.contiguous_format)
+    loader, _, _ = open_data(args, rank or Rank(), CPU, torch.contiguous_format)
     seen = {}
     for images, labels, indices, logits in loader.epoch(epoch):
         assert len(images) == len(labels) == len(logits) == len(indices)
