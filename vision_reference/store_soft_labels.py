@@ -185,7 +185,8 @@ def make_block(
             raise UserError("the teacher's logits are not finite; its weights are damaged, or --amp does not suit it")
         errors += error_sums(logits, labels["top_k"]).numpy()
         rows = slice(place, place := place + len(images))
-        views["box"][rows], views["flip"][rows] = np.split(geometry.cpu().numpy(), [4], axis=1)
+        drawn = geometry.cpu().numpy()
+        views["box"][rows], views["flip"][rows] = drawn[:, :4], drawn[:, 4]
         for name, part in encode(logits, labels["top_k"], labels["temperatures"]).items():
             stored[name][rows] = part.cpu().numpy()
     return records, errors
