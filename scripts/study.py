@@ -10,7 +10,8 @@ A configuration is a small YAML file; scripts/studies/configs holds some to star
 are tried again, and what a changed setting touches is made anew (what it replaces is kept in runs/replaced/).
 
 The folder of a study:
-  results.jsonl   one line for each finished training; its score is that of the last epoch (BLEU: best checkpoint)
+  results.jsonl   one line for each finished training; its score is that of the last epoch (BLEU: best checkpoint);
+                  of translation also what the paired bootstrap over sentences says of two students
   study.json      what is planned, what failed
   config.yaml     the configuration as it was run
   runs/           a folder for each job, with run.json and train.log
@@ -213,7 +214,8 @@ def write(path: Path, text: str) -> None:
 
 def write_results(plan: list[Planned], output: Path) -> None:
     """Replace ``results.jsonl`` by what is finished now."""
-    write(output / "results.jsonl", "".join(json.dumps(line) + "\n" for line in planning.results(plan, output)))
+    lines = [*planning.results(plan, output), *planning.comparisons(plan)]
+    write(output / "results.jsonl", "".join(json.dumps(line) + "\n" for line in lines))
 
 
 def _size(folder: Path) -> int:
@@ -264,7 +266,7 @@ def expected_seconds(study: Study, plan: list[Planned], left: list[Planned]) -> 
         elif minutes := getattr(study.estimate, planned.role, 0.0):
             total += 60 * minutes
             source.add(f"as measured on {study.estimate.on}" if study.estimate.on else "by the configuration")
-        elif planned.role != "data":
+        elif planned.role not in ("data", "comparison"):  # of a few seconds
             unknown.add(planned.role)
     return total, unknown, source
 

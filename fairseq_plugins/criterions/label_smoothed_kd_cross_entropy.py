@@ -1,5 +1,6 @@
 """The loss of a student: its teacher's soft labels blended with stock label-smoothed cross entropy."""
 
+import functools
 import logging
 import math
 from dataclasses import dataclass, field
@@ -14,7 +15,9 @@ from fairseq.criterions.label_smoothed_cross_entropy import (
 )
 
 from ..errors import UserError
+from ..losses.by_name import is_own, parse_kd_loss
 from ..losses.fused import fused_distil
+from ..losses.kd import KdLoss, as_logits, same_entries
 from ..losses.soft_labels import TopKLogits
 from ..losses.word_level import distil
 from ..teachers.output_layer import adaptive_lprobs, plain_output_layer
@@ -39,6 +42,14 @@ class LabelSmoothedKDCrossEntropyCriterionConfig(LabelSmoothedCrossEntropyCriter
             "loss. Tokens without soft labels get the plain label-smoothed loss, whatever lambda is"
         },
     )
+    kd_loss: str = field(
+        default="kl",
+        metadata={
+            "help": "what the student is to match of its teacher, in place of T^2 * KL above: kl, dkd:alpha=1,beta=8, "
+            "dist:beta=1,gamma=1, standardized, ttm, or a function package.module:function of your own, "
+            "hyper-parameters after a colon (docs/extending.md). All but kl need the logits of the whole batch"
+        },
+    )
 
 
 @register_criterion("label_smoothed_kd_cross_entropy", dataclass=LabelSmoothedKDCrossEntropyCriterionConfig)
@@ -47,12 +58,13 @@ class LabelSmoothedKDCrossEntropyCriterion(LabelSmoothedCrossEntropyCriterion):
 
     Where the student ends in a plain linear layer, the loss is worked out from the features before it, without the
     logits of the whole batch (`losses.fused`); elsewhere from log-probabilities (`losses.word_level`). Both are the
-    same loss, and which one is used is logged once.
+    same loss, and which one is used is logged once. Another `--kd-loss` than kl (`losses.kd`) takes the second way.
 
     A batch without `soft_labels` (no teacher, or validation) runs stock fairseq's own code: equal to the last bit.
 
     Raises:
-        UserError: temperature not positive and finite, weight or label smoothing outside 0 to 1, a negative prefix.
+        UserError: temperature not positive and finite, weight or label smoothing outside 0 to 1, a negative prefix, a
+            distillation loss that does not exist.
     """
 
     def __init__(
@@ -64,6 +76,7 @@ class LabelSmoothedKDCrossEntropyCriterion(LabelSmoothedCrossEntropyCriterion):
         report_accuracy=False,
         kd_temperature=1.0,
         kd_weight=0.9,
+        kd_loss="kl",
     ):
         super().__init__(task, sentence_avg, label_smoothing, ignore_prefix_size, report_accuracy)
         if not (0 <= label_smoothing <= 1):
@@ -78,7 +91,18 @@ class LabelSmoothedKDCrossEntropyCriterion(LabelSmoothedCrossEntropyCriterion):
             raise UserError(f"--kd-weight {kd_weight}: give a number from 0 (labels alone) to 1 (teacher alone)")
         self.kd_temperature = kd_temperature
         self.kd_weight = kd_weight
+        self.kd_loss_name = kd_loss
+        # a function of the user's own is not imported because a checkpoint names it: see `prepare_to_learn`
+        self.kd_loss: KdLoss | None = None if is_own(kd_loss) else parse_kd_loss(kd_loss)
         self._said_how = False
+
+    def prepare_to_learn(self):
+        """Called where a training starts that has teachers: imports a `--kd-loss` of the user's own.
+
+        Raises:
+            UserError: it cannot be imported, or is no loss.
+        """
+        self.kd_loss = parse_kd_loss(self.kd_loss_name)
 
     def forward(self, model, sample, reduce=True):
         """Returns (loss, sample_size, logging output) as the stock criterion does.
@@ -96,6 +120,8 @@ class LabelSmoothedKDCrossEntropyCriterion(LabelSmoothedCrossEntropyCriterion):
         layer, reason = plain_output_layer(model)
         if any(isinstance(labels.logits, TopKLogits) and labels.logits.tail == "bucket" for labels in soft_labels):
             layer, reason = None, "--kd-tail bucket needs the student's probabilities of all entries"
+        if self.kd_loss_name != "kl":
+            layer, reason = None, f"--kd-loss {self.kd_loss_name} needs them"
         if not self._said_how:
             self._said_how = True
             how = "from decoder features, without the logits of the batch" if layer else f"from logits: {reason}"
@@ -143,6 +169,11 @@ class LabelSmoothedKDCrossEntropyCriterion(LabelSmoothedCrossEntropyCriterion):
         net_output = model(**sample["net_input"])
         lprobs, target = self._lprobs_and_target(model, net_output, sample)
         label_loss, nll_loss = label_smoothed_nll_loss(lprobs, target, self.eps, self.padding_idx, reduce=False)
+        kd_loss_of = None
+        if self.kd_loss_name != "kl":
+            is_plain = plain_output_layer(model)[0] is not None
+            logits = net_output[0][:, self.ignore_prefix_size :].flatten(0, 1) if is_plain else lprobs
+            kd_loss_of = functools.partial(self._kd_loss_of, logits, target)
         blended = distil(
             lprobs,
             label_loss.squeeze(1),
@@ -150,6 +181,7 @@ class LabelSmoothedKDCrossEntropyCriterion(LabelSmoothedCrossEntropyCriterion):
             sentences=len(sample["target"]),
             kd_weight=self.kd_weight,
             temperature=self.kd_temperature,
+            kd_loss_of=kd_loss_of,
         )
         loss = blended.loss.sum() if reduce else blended.loss.unsqueeze(1)
         logged = _logged(nll_loss.detach().sum() if reduce else nll_loss.detach(), blended)
@@ -158,6 +190,18 @@ class LabelSmoothedKDCrossEntropyCriterion(LabelSmoothedCrossEntropyCriterion):
                 n_correct, total = self.compute_accuracy(model, net_output, sample)
             logged.update(n_correct=utils.item(n_correct), total=utils.item(total))
         return loss, logged
+
+    def _kd_loss_of(self, student_logits, target, rows, teacher):
+        """The mean loss of some of the (N, V) student's tokens, which a teacher teaches."""
+        dense = as_logits(teacher, self.kd_temperature)
+        pair = same_entries(student_logits.index_select(0, rows), dense, self.kd_loss.takes_top_k)
+        loss = self.kd_loss(*pair, target.index_select(0, rows), self.kd_temperature)
+        if not isinstance(loss, torch.Tensor) or loss.numel() != 1:
+            found = f"shape {tuple(loss.shape)}" if isinstance(loss, torch.Tensor) else type(loss).__name__
+            raise UserError(
+                f"--kd-loss {self.kd_loss_name} returned {found}: a loss returns one number, the mean over the words"
+            )
+        return loss.reshape(())
 
     def _lprobs_and_target(self, model, net_output, sample):
         """As `get_lprobs_and_target`, but with gradients also where the student ends in an adaptive softmax."""
@@ -170,7 +214,8 @@ class LabelSmoothedKDCrossEntropyCriterion(LabelSmoothedCrossEntropyCriterion):
 
     @classmethod
     def reduce_metrics(cls, logging_outputs) -> None:
-        """Logs the stock metrics; where tokens were taught, also their mean T^2 KL (base 2) and top-1 agreement (%)."""
+        """Logs the stock metrics; where tokens were taught, also their mean T^2 KL (or other distillation loss; divided
+        by ln 2, as fairseq's losses are) and top-1 agreement (%)."""
         super().reduce_metrics(logging_outputs)
         taught = utils.item(sum(log.get("kd_ntokens", 0) for log in logging_outputs))
         if taught > 0:

@@ -6,6 +6,7 @@ whatever precision comes in; float64 stays float64.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -20,7 +21,7 @@ class Distillation:
 
     Attributes:
         loss: (N,) blended loss in nats; zero where the label loss was zero and there is no soft label.
-        kd_loss: () sum over taught tokens of T^2 KL(teacher || student), in nats, no gradient.
+        kd_loss: () sum over taught tokens of T^2 KL(teacher || student), or of another loss, in nats, no gradient.
         taught: () number of taught tokens.
         agreed: () number of taught tokens whose most probable entry is the same for teacher and student.
     """
@@ -88,6 +89,7 @@ def distil(
     sentences: int,
     kd_weight: float,
     temperature: float,
+    kd_loss_of: Callable[[Tensor, Tensor | ProjectedLogits | TopKLogits], Tensor] | None = None,
 ) -> Distillation:
     """Blends w T^2 KL(teacher || student) + (1 - w) label loss, token by token; w = kd_weight * strength.
 
@@ -100,6 +102,8 @@ def distil(
         sentences: B, number of sentences in the batch.
         kd_weight: lambda, 0 to 1.
         temperature: T > 0.
+        kd_loss_of: another loss in place of T^2 KL: from the rows (R,) among the N that a teacher teaches, R > 0, and
+            its logits of them, to their mean loss ().
     """
     length = len(label_loss) // sentences
     label_share = torch.ones_like(label_loss)
@@ -110,7 +114,10 @@ def distil(
         # picking every row would only copy the largest tensor there is
         lprobs = student_lprobs if len(rows) == len(student_lprobs) else student_lprobs.index_select(0, rows)
         logits = labels.logits.dense() if isinstance(labels.logits, ProjectedLogits) else labels.logits
-        loss = temperature**2 * kl_divergence(lprobs, logits, temperature)
+        if kd_loss_of is None:
+            loss = temperature**2 * kl_divergence(lprobs, logits, temperature)
+        else:  # the mean stands for each of them
+            loss = kd_loss_of(rows, logits).expand(len(rows)) if len(rows) else lprobs.new_zeros(0)
         weight = kd_weight * labels.strength
         label_share[rows] -= weight
         taught_losses.append(weight * loss)

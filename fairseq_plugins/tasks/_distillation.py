@@ -101,9 +101,13 @@ class DistillationTask:
                     f"a teacher was given, but --criterion {type(criterion).__name__} does not learn from one: use "
                     "--criterion label_smoothed_kd_cross_entropy"
                 )
+            if self.teachers or folders:
+                criterion.prepare_to_learn()
             for pair, folder in folders.items():
                 vocabulary = self.vocabulary(pair)
-                self.stored_teachers[pair] = StoredTeacher(folder, vocabulary, criterion.kd_temperature, self.kd_tail)
+                stored = StoredTeacher(folder, vocabulary, criterion.kd_temperature, self.kd_tail)
+                refuse_few_entries(criterion, self.kd_tail, stored)
+                self.stored_teachers[pair] = stored
             self._tell_the_rule_of_thumb(criterion)
         return criterion
 
@@ -204,6 +208,22 @@ class DistillationTask:
                     taught["untaught"] = self._untaught(teaching, skipped, sample)
             sample = {**sample, **taught}
         return super().train_step(sample, model, criterion, optimizer, update_num, ignore_grad)
+
+
+def refuse_few_entries(criterion: Any, tail: str, stored: StoredTeacher) -> None:
+    """A loss that needs all of a teacher's logits gets them.
+
+    Raises:
+        UserError: the store has the largest only, or --kd-tail changes what is compared.
+    """
+    name = criterion.kd_loss_name
+    if tail == "bucket" and name != "kl":
+        raise UserError("--kd-tail bucket changes the entries that are compared, which --kd-loss kl alone knows of")
+    if stored.top_k < stored.vocabulary_size and not criterion.kd_loss.takes_top_k:
+        raise UserError(
+            f"--kd-loss {name} needs all logits of the teacher, {stored.folder} has the {stored.top_k} largest; store "
+            f"anew with --top-k {stored.vocabulary_size}, or let the expert run along (--teacher, --teachers)"
+        )
 
 
 def refuse_altered_data(options: Any) -> None:

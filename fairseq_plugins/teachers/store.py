@@ -91,6 +91,7 @@ class Store:
     Attributes:
         folder, temperatures: where it is, and the temperatures with a log-sum-exp.
         lang_pair, split, sentences, sha256, vocabulary_size, vocabulary_sha256: of the data it is about.
+        top_k: entries stored of each token.
         experts: path and SHA-256 of each checkpoint that was asked.
 
     Raises:
@@ -104,7 +105,7 @@ class Store:
             data, checksums = manifest["data"], manifest["checksums"]
             self.lang_pair, self.split, self.sentences = data["lang_pair"], data["split"], data["sentences"]
             self.sha256, self.vocabulary_sha256 = data["sha256"], data["vocabulary_sha256"]
-            self.vocabulary_size = data["vocabulary_size"]
+            self.vocabulary_size, self.top_k = data["vocabulary_size"], int(manifest["labels"]["top_k"])
             self.temperatures = [float(one) for one in manifest["labels"]["temperatures"]]
             hashes = manifest["teacher"]["weights_sha256"]
             self.experts = [(Path(path), str(digest)) for path, digest in zip(manifest["paths"], hashes, strict=True)]

@@ -57,6 +57,19 @@ class StoredTeacher:
         if damage := store.damage():
             raise UserError(damage)
 
+    @property
+    def folder(self) -> Path:
+        return self._store.folder
+
+    @property
+    def vocabulary_size(self) -> int:
+        return self._store.vocabulary_size
+
+    @property
+    def top_k(self) -> int:
+        """Entries that are stored of each word."""
+        return self._store.top_k
+
     def check_data(self, folder: Path, split: str, sentences: int) -> None:
         """Raises UserError unless the outputs are about exactly these training data.
 

@@ -88,6 +88,26 @@ PAPER: dict[str, dict[str, Table]] = {
 }
 
 
+def _bleu(teacher: tuple[float, float], rows: dict[int, tuple[float, float]]) -> Mapping[tuple[str, float], float]:
+    """One language pair's, as ``_table``."""
+    table = _table(((teacher[0],), (teacher[1],)), {t: ((cells[0],), (cells[1],)) for t, cells in rows.items()})
+    return {place: cell[0] for place, cell in table.items()}
+
+
+# The same paper, IWSLT, Transformer to Transformer, by language pair: {pair: {(row, alpha): BLEU}}. Its text is
+# tokenized otherwise than ours.
+PAPER_BLEU: dict[str, dict[str, Mapping[tuple[str, float], float]]] = {
+    "iwslt": {
+        "en-de": _bleu(
+            (26.461, 26.75), {1: (24.914, 25.085), 2: (23.103, 23.421), 3: (21.999, 22.076), 64: (6.564, 6.461)}
+        ),
+        "en-ru": _bleu(
+            (16.718, 16.976), {1: (16.140, 16.197), 2: (14.977, 15.100), 3: (13.826, 14.106), 64: (3.605, 3.590)}
+        ),
+    }
+}
+
+
 def temperature_row(temperature: float) -> str:
     """Name of the row of ``temperature``: 1.0 is "T = 1"."""
     return f"T = {temperature:g}"

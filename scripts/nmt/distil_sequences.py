@@ -39,7 +39,12 @@ from scripts.nmt.lib.user_error import UserError, run_cli
 def get_args_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, metavar="DIR", help="folder made by prepare.py")
-    parser.add_argument("--experts", type=Path, required=True, metavar="DIR", help="folder made by train_experts.sh")
+    parser.add_argument(
+        "--experts",
+        required=True,
+        metavar="DIR",
+        help="folder made by train_experts.sh; or each pair's checkpoint, en-de=PATH,en-ru=PATH",
+    )
     parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="folder to make")
     parser.add_argument("--pairs", help="such as en-de,en-ru (default: all of --data)")
     parser.add_argument("--beam", type=int, default=5, help="beam size (default: %(default)s)")
@@ -89,12 +94,24 @@ def parse_monolingual(given: list[str], pairs: tuple[LangPair, ...]) -> dict[Lan
     return files
 
 
+def expert_files(given: str, pairs: tuple[LangPair, ...]) -> dict[LangPair, Path]:
+    """`DIR` or `en-de=PATH,en-ru=PATH` -> checkpoint of each pair. Raises UserError where one is missing."""
+    named = dict(item.partition("=")[::2] for item in given.split(",")) if "=" in given else {}
+    if unknown := sorted(named.keys() - set(map(str, pairs))):
+        raise UserError(f"--experts {given}: {unknown[0]} is none of {', '.join(map(str, pairs))}")
+    files = {}
+    for pair in pairs:
+        path = Path(named.get(str(pair), "")) if named else Path(given, str(pair), "checkpoint_best.pt")
+        if not path.is_file():
+            where = "" if path == Path() else f" at {path}"
+            raise UserError(f"no expert of {pair}{where}; train it with train_experts.sh, or name other --pairs")
+        files[pair] = path
+    return files
+
+
 def make_recipe(args: argparse.Namespace, manifest: dict, pairs: tuple[LangPair, ...], files: dict[LangPair, Path]):
     """All that decides what the result holds. Raises UserError for files that are missing."""
-    checkpoints = {pair: args.experts / str(pair) / "checkpoint_best.pt" for pair in pairs}
-    for pair, path in checkpoints.items():
-        if not path.is_file():
-            raise UserError(f"no expert of {pair} at {path}; train it with train_experts.sh, or name other --pairs")
+    checkpoints = expert_files(args.experts, pairs)
     inputs = {"manifest.json of the data": sha256_of_file(args.data / "manifest.json")}
     inputs |= {f"expert {pair}": sha256_of_file(path) for pair, path in checkpoints.items()}
     inputs |= {f"monolingual {pair}": sha256_of_file(path) for pair, path in files.items()}

@@ -74,7 +74,8 @@ def get_args_parser() -> argparse.ArgumentParser:
         nargs=2,
         type=Path,
         metavar=("A", "B"),
-        help="compare two earlier outputs on the sets that both have scored; nothing is translated",
+        help="compare two earlier outputs on the sets that both have scored; nothing is translated. With --output the "
+        "table is written as JSON, too",
     )
     return parser
 
@@ -191,8 +192,9 @@ def as_markdown(result: dict) -> str:
     return "\n".join([*lines, "", *(f"- {note}" for note in notes)]) + "\n"
 
 
-def compare(first: Path, second: Path) -> str:
-    """A table of the sets that both outputs have scored on the same references, by paired bootstrap.
+def compare(first: Path, second: Path) -> dict[str, dict[str, dict[str, float]]]:
+    """{label: {metric: what `score.paired_bootstrap` finds}} of `second` against `first`, for the sets that both
+    outputs have scored on the same references.
 
     Raises UserError if there is none, or a file beside the outputs is missing.
     """
@@ -204,17 +206,24 @@ def compare(first: Path, second: Path) -> str:
     ]
     if not shared:
         raise UserError(f"{first} and {second} have no set in common that was scored on the same references")
-    lines = ["| pair | metric | A | B | B - A | p |", "|---|---|---|---|---|---|"]
+    found = {}
     for label in shared:
         language = label.rpartition("-")[2]
         references = read_lines(references_file(second, label, language))
         hypotheses = [read_lines(hypotheses_file(path, label, language)) for path in (first, second)]
         if digest(references) != after[label]["references_sha256"] or {len(references)} != set(map(len, hypotheses)):
             raise UserError(f"the texts of {label} beside {first} and {second} were changed since; evaluate again")
-        for metric, found in bleu.paired_bootstrap(hypotheses[1], hypotheses[0], references).items():
-            total = found["baseline"] + found["difference"]
-            cells = [label, metric, f"{found['baseline']:.2f}", f"{total:.2f}", f"{found['difference']:+.2f}"]
-            lines.append(f"| {' | '.join(cells)} | {found['p_value']:.4f} |")
+        found[label] = bleu.paired_bootstrap(hypotheses[1], hypotheses[0], references)
+    return found
+
+
+def comparison_table(first: Path, second: Path, found: dict[str, dict[str, dict[str, float]]]) -> str:
+    lines = ["| pair | metric | A | B | B - A | p |", "|---|---|---|---|---|---|"]
+    for label, metrics in found.items():
+        for metric, one in metrics.items():
+            total = one["baseline"] + one["difference"]
+            cells = [label, metric, f"{one['baseline']:.2f}", f"{total:.2f}", f"{one['difference']:+.2f}"]
+            lines.append(f"| {' | '.join(cells)} | {one['p_value']:.4f} |")
     notes = [f"- A: {first}", f"- B: {second}", f"- p: paired bootstrap, {bleu.BOOTSTRAP_SAMPLES:,} resamples"]
     return "\n".join([*lines, "", *notes]) + "\n"
 
@@ -324,7 +333,15 @@ def main() -> None:
     parser = get_args_parser()
     args = parser.parse_args()
     if args.compare:
-        print(compare(*args.compare), end="")
+        found = compare(*args.compare)
+        if args.output:
+            held = {"first": str(args.compare[0]), "second": str(args.compare[1]), "sets": found}
+            try:
+                args.output.parent.mkdir(parents=True, exist_ok=True)
+                write(args.output, json.dumps(held, indent=2) + "\n")
+            except OSError as error:
+                raise UserError(f"--output {args.output}: cannot be written ({error.strerror})") from None
+        print(comparison_table(*args.compare, found), end="")
         return
     for name in ("checkpoint", "lang_pairs", "output"):
         if getattr(args, name) is None:

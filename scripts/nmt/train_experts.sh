@@ -12,6 +12,7 @@
 # PAIRS     which pairs (all that DATA has)               DRY_RUN=1 prints the commands and runs nothing
 # JOBS      runs side by side (CPU: all cores; GPU: 1, each on all GPUs)
 # CPU=1     train on the CPU although there is a GPU
+# PAPER=1   other defaults, those of Tan et al.'s scripts: 2 + 2 layers of width 256 (the tokenization stays ours)
 # Hyper-parameters (default): ARCH (transformer_iwslt_de_en) ENCODER_LAYERS (6) DECODER_LAYERS (6) EMBED_DIM (512)
 #   FFN_DIM (1024) HEADS (4) DROPOUT (0.3) LABEL_SMOOTHING (0.1) LR (5e-4) LR_SCHEDULER (inverse_sqrt)
 #   WARMUP_UPDATES (4000) WARMUP_INIT_LR (1e-7) MIN_LR (1e-9) ADAM_BETAS ("(0.9, 0.98)") CLIP_NORM (0)

@@ -17,7 +17,10 @@
 #           With EXPERTS or TEACHERS what is missing is stored first, TOP_K (8) entries for each word
 # PAIRS     which pairs (all that DATA has)               DRY_RUN=1 prints the command and runs nothing
 # CPU=1     train on the CPU although there is a GPU
-# Hyper-parameters (default): TEMPERATURE (1) KD_WEIGHT (0.9) ARCH (transformer_iwslt_de_en) ENCODER_LAYERS (6)
+# PAPER=1   other defaults, those of Tan et al.'s scripts: 2 + 2 layers of width 256, TEMPERATURE 0.6, TOP_K 4,
+#           KD_TAIL drop (the tokenization stays ours)
+# Hyper-parameters (default): TEMPERATURE (1) KD_WEIGHT (0.9) KD_LOSS (kl; dkd, dist, standardized, ttm, or your own)
+#   KD_TAIL (uniform; drop, bucket: of what TEACHER_OUTPUTS left out) ARCH (transformer_iwslt_de_en) ENCODER_LAYERS (6)
 #   DECODER_LAYERS (6) EMBED_DIM (512) FFN_DIM (1024) HEADS (4) DROPOUT (0.3) LABEL_SMOOTHING (0.1) LR (5e-4)
 #   LR_SCHEDULER (inverse_sqrt) WARMUP_UPDATES (4000) WARMUP_INIT_LR (1e-7) MIN_LR (1e-9)
 #   ADAM_BETAS ("(0.9, 0.98)") CLIP_NORM (0) MAX_TOKENS (4096) UPDATE_FREQ (1) MAX_EPOCH (50) MAX_UPDATE (none)

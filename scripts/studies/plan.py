@@ -16,7 +16,7 @@ from scripts.studies.schema import Settings, Study
 from vision_reference.errors import UserError
 
 TEACHER, STUDENT, BASELINE = "teacher", "student", "baseline"
-DATA, STORE, EVALUATION = "data", "store", "evaluation"
+DATA, STORE, SEQUENCES, EVALUATION, COMPARISON = "data", "store", "sequences", "evaluation", "comparison"
 _TRAINED = (TEACHER, STUDENT, BASELINE)
 _AXES = ("network", "alpha", "max-suppression", "temperature")  # with fields of their own in the results
 PYTHON = sys.executable
@@ -27,13 +27,14 @@ class Planned:
     """A job and what the results say about it.
 
     Attributes:
-        role: data, teacher, store, student, baseline or evaluation.
+        role: data, teacher, store, sequences, student, baseline, evaluation or comparison.
         seed: of everything random in it.
         alpha, max_suppression: of the teacher (of a baseline: its own).
         temperature: of the distillation.
         settings: what else sets this cell apart from others of the study.
         pairs: translation: language pairs it learns.
-        of: evaluation: the name of the training it scores.
+        of: evaluation, comparison: the name of the training it scores.
+        against: comparison: the name of the training that it compares that one with.
     """
 
     job: Job
@@ -46,6 +47,7 @@ class Planned:
     settings: Settings = field(default_factory=dict)
     pairs: tuple[str, ...] = ()
     of: str = ""
+    against: str = ""
 
 
 def make_plan(
@@ -98,6 +100,7 @@ class _Planner:
                 self.student(seed, student, teacher, own)
             for settings in self.baselines:
                 self.baseline(seed, settings)
+        self.compare()
         # Seed by seed, so that an unfinished study has whole seeds to compare.
         place = {seed: number for number, seed in enumerate(self.study.seeds)}
         return sorted(
@@ -125,6 +128,9 @@ class _Planner:
 
     def baseline(self, seed: int, settings: Settings) -> None:
         raise NotImplementedError
+
+    def compare(self) -> None:
+        """Adds what compares trainings with each other, once all of them are planned."""
 
     def name(
         self, role: str, settings: Settings, seed: int, varied: Iterable[str], teacher: Settings | None = None
@@ -157,7 +163,7 @@ class _Planner:
         return {key: settings[key] for key in varied if key in settings and key not in _AXES}
 
 
-_ORDER = (DATA, TEACHER, STORE, STUDENT, BASELINE, EVALUATION)
+_ORDER = (DATA, TEACHER, SEQUENCES, STORE, STUDENT, BASELINE, EVALUATION, COMPARISON)
 _OF_TEACHING = {"temperature", "answers", "kd-weight", "kd-tail", "kd-loss"}
 
 
@@ -342,7 +348,7 @@ class _Translation(_Planner):
         given = {
             {"alpha": "label_smoothing"}.get(key, key.replace("-", "_")): _text(value)
             for key, value in settings.items()
-            if key not in ("answers", "options")
+            if key not in ("answers", "options", "sequences")
         }
         return recipe.filled(given | {"seed": str(seed)}), settings.get("options", [])
 
@@ -381,10 +387,34 @@ class _Translation(_Planner):
         job = Job(name, folder, tuple(command), (*after, trained.job.name), ("bleu.json",), self.cost(EVALUATION))
         self.add(Planned(job, EVALUATION, trained.seed, pairs=trained.pairs, of=trained.job.name))
 
-    def student(self, seed: int, settings: Settings, teacher: Settings, teacher_seed: int) -> None:
+    def training_data(self, settings: Settings, teacher: Settings, teacher_seed: int) -> tuple[Path, tuple[str, ...]]:
+        """The data-bin that a student is trained on, and the jobs that make it: with `sequences`, its experts'."""
         from scripts.nmt.lib import recipe
 
         data_bin, after = self.data_path()
+        if not settings.get("sequences"):
+            return data_bin, after
+        experts = {pair: self.expert(teacher, pair, teacher_seed) for pair in self.study.pairs}
+        files = {pair: str(expert.job.folder / "checkpoint_best.pt") for pair, expert in experts.items()}
+        name = self.name(SEQUENCES, teacher, teacher_seed, self.varied_teacher)
+        folder = self.folder(name)
+        words = recipe.sequences_command(data_bin.parent, files, folder / "distilled", self.cpu)
+        job = Job(
+            name,
+            folder,
+            (PYTHON, *words[1:]),
+            (*after, *(expert.job.name for expert in experts.values())),
+            ("distilled/manifest.json",),
+            self.cost(SEQUENCES),
+        )
+        alpha = next(iter(experts.values())).alpha
+        self.add(Planned(job, SEQUENCES, teacher_seed, alpha, pairs=self.study.pairs))
+        return folder / "distilled" / "data-bin", (*after, name)
+
+    def student(self, seed: int, settings: Settings, teacher: Settings, teacher_seed: int) -> None:
+        from scripts.nmt.lib import recipe
+
+        data_bin, after = self.training_data(settings, teacher, teacher_seed)
         experts = {pair: self.expert(teacher, pair, teacher_seed) for pair in self.study.pairs}
         files = {pair: str(expert.job.folder / "checkpoint_best.pt") for pair, expert in experts.items()}
         values, more = self.recipe(settings, seed)
@@ -392,11 +422,13 @@ class _Translation(_Planner):
             top_k = str(self.study.top_k) if self.study.top_k else values["top_k"]
             stores = {}
             for pair, expert in experts.items():
-                name = expert.job.name.replace("expert", STORE, 1)
+                of_what = f"{STORE}_{SEQUENCES}" if settings.get("sequences") else STORE
+                name = expert.job.name.replace("expert", of_what, 1)
                 folder = self.folder(name)
-                words = recipe.store_command(data_bin, pair, files[pair], folder / "outputs", top_k, self.cpu)
                 temperatures = sorted({float(one["temperature"]) for _, one in self.cells})
-                words += ["--temperatures", ",".join(map(_text, temperatures))]
+                words = recipe.store_command(
+                    data_bin, pair, files[pair], folder / "outputs", top_k, self.cpu, temperatures
+                )
                 job = Job(
                     name,
                     folder,
@@ -436,7 +468,9 @@ class _Translation(_Planner):
     def baseline(self, seed: int, settings: Settings) -> None:
         from scripts.nmt.lib import recipe
 
-        data_bin, after = self.data_path()
+        # the experts of a baseline's sequences are those of the first cell
+        own = self.study.seeds[0] if self.study.teachers == schema.SHARED else seed
+        data_bin, after = self.training_data(settings, self.cells[0][0], own)
         name = self.name("student_labels", settings, seed, self.varied_baseline)
         values, more = self.recipe(settings, seed)
         folder = self.folder(name)
@@ -457,6 +491,64 @@ class _Translation(_Planner):
                 )
             )
         )
+
+    def compare(self) -> None:
+        """Of each seed, the students at the lowest T with those on labels alone and with the plain teacher's."""
+        planned = list(self.jobs.values())
+        students = [one for one in planned if one.role == STUDENT]
+        lowest = min((one.temperature or 0 for one in students), default=0)
+        students = [one for one in students if one.temperature == lowest]
+        for student in students:
+            alike = [one for one in students if one.settings == student.settings and not one.alpha and student.alpha]
+            for other in [*alike, *(one for one in planned if one.role == BASELINE)]:
+                if other.seed == student.seed:
+                    self.comparison(student, other)
+
+    def comparison(self, student: Planned, other: Planned) -> None:
+        from scripts.nmt.lib import recipe
+
+        name = f"compare_{student.job.name.removesuffix(f'_seed{student.seed}')}_with_{other.job.name}"
+        folder = self.folder(name)
+        scored = [f"bleu_{one.job.name}" for one in (other, student)]
+        words = recipe.compare_command(*(self.folder(each) / "bleu.json" for each in scored), folder / "compare.json")
+        job = Job(name, folder, (PYTHON, *words[1:]), tuple(scored), ("compare.json",), 0.1)
+        self.add(
+            Planned(job, COMPARISON, student.seed, pairs=student.pairs, of=student.job.name, against=other.job.name)
+        )
+
+
+def comparisons(plan: Iterable[Planned]) -> list[dict]:
+    """A line of ``results.jsonl`` for each pair of trainings and each language pair that a bootstrap has compared."""
+    plan = list(plan)
+    by_name = {planned.job.name: planned for planned in plan}
+    lines = []
+    for planned in plan:
+        if planned.role != COMPARISON or _finished(planned.job) is None:
+            continue
+        sets = json.loads((planned.job.folder / "compare.json").read_text())["sets"]
+        names = [_in_words(by_name[name]) for name in (planned.of, planned.against)]
+        for pair in planned.pairs:
+            lines.append(
+                {
+                    "kind": "bootstrap",
+                    "name": f"{names[0]} minus {names[1]}, seed {planned.seed}",
+                    "pair": pair,
+                    "difference": sets[pair]["bleu"]["difference"],
+                    "p": sets[pair]["bleu"]["p_value"],
+                    "student": planned.of,
+                    "against": planned.against,
+                }
+            )
+    return lines
+
+
+def _in_words(planned: Planned) -> str:
+    """`smoothed teacher, T = 1`; `labels alone`."""
+    smoothed = "" if not planned.alpha else f"smoothed {planned.alpha:g} "
+    extras = "".join(f", {key} {value}" for key, value in planned.settings.items())
+    if planned.role == BASELINE:
+        return f"{smoothed}labels alone{extras}"
+    return f"{smoothed or 'plain '}teacher, T = {planned.temperature:g}{extras}"
 
 
 def results(plan: Iterable[Planned], output: Path) -> list[dict]:
@@ -564,6 +656,8 @@ def _text(value: Any) -> str:
 
 def _part(key: str, value: Any) -> str:
     """`kd-weight0.5`, and networks by their name alone; fit for a folder."""
+    if isinstance(value, bool):
+        return key if value else f"no-{key}"
     text = "-".join(map(str, value)) if isinstance(value, list) else _text(value)
     text = "".join(letter if letter.isalnum() or letter in ".-+" else "-" for letter in text)
     return text if key == "network" else f"{key}{text}"

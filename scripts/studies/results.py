@@ -1,7 +1,8 @@
 """What a study has found so far, read from its folder and put in order: runs, cells of the grid, analyses.
 
-A study's folder holds ``results.jsonl`` (one object for each finished job), ``study.json`` (its name, data, networks,
-configuration, failed jobs) and ``analysis/*.json``. Anything may be missing: a page is wanted of half a study too.
+A study's folder holds ``results.jsonl`` (one object for each finished training, and such with a ``kind`` as
+``analysis/*.json`` has them), ``study.json`` (its name, data, networks, configuration, failed jobs) and
+``analysis/*.json``. Anything may be missing: a page is wanted of half a study too.
 """
 
 import json
@@ -284,7 +285,11 @@ def read_study(folder: Path) -> Study:
         raise UserError(f"{facts_file} holds no JSON object")
     notes: list[str] = []
     runs: dict[str, Run] = {}
+    analyses: dict[str, list[Mapping[str, Any]]] = {}
     for number, record in _json_lines(results_file, notes):
+        if isinstance(record, dict) and isinstance(record.get("kind"), str):
+            analyses.setdefault(record["kind"], []).append(record)
+            continue
         try:
             run = _run(record, folder)
         except (KeyError, TypeError, ValueError) as error:
@@ -295,7 +300,9 @@ def read_study(folder: Path) -> Study:
     if isinstance(current, (list, dict)):
         runs = {job: run for job, run in runs.items() if job in current}
     notes += [f"{run.job} ended without a finite score." for run in runs.values() if run.score is None]
-    return Study(folder, facts, list(runs.values()), _read_analyses(folder / "analysis", notes), notes)
+    for kind, records in _read_analyses(folder / "analysis", notes).items():
+        analyses.setdefault(kind, []).extend(records)
+    return Study(folder, facts, list(runs.values()), analyses, notes)
 
 
 def _read_json(path: Path) -> Any:

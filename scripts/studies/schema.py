@@ -2,7 +2,8 @@
 
 Everything a study may say is a field of ``Study``; its docstring is the reference. Settings of a training are the flags
 of ``train.py`` (images) or the settings of ``scripts/nmt/lib/recipe.py`` (translation), by their names, next to the few
-that the study itself knows: ``network``, ``alpha``, ``temperature`` and ``answers``.
+that the study itself knows: ``network``, ``alpha``, ``temperature`` and ``answers``; and ``sequences`` (true: a student
+of translation learns from its experts' translations of the training sources in place of the references).
 """
 
 import argparse
@@ -59,7 +60,7 @@ class Estimate:
 
     Attributes:
         on: the machine this was measured on.
-        teacher, student, baseline, store, evaluation: minutes of one job.
+        teacher, student, baseline, store, sequences, evaluation: minutes of one job.
         megabytes: that a training leaves on the disk.
     """
 
@@ -68,6 +69,7 @@ class Estimate:
     student: float = 0.0
     baseline: float = 0.0
     store: float = 0.0
+    sequences: float = 0.0
     evaluation: float = 0.0
     megabytes: float = 0.0
 
@@ -93,7 +95,7 @@ class Study:
         baselines: students on labels alone.
         pairs: translation: language pairs, such as [en-de, en-ru].
         prepare: translation: options of prepare.py; none where ``data`` is prepared already.
-        paper: which of the paper's tables the configuration follows: imagenet, cub or none.
+        paper: which of the paper's tables the configuration follows: imagenet, cub, iwslt or none.
         estimate: time and disk.
     """
 
@@ -122,7 +124,7 @@ _CHOICES = {
     "kind": (IMAGES, TRANSLATION),
     "teachers": (PER_SEED, SHARED),
     "teacher_answers": (RUNNING, STORED),
-    "paper": ("", "imagenet", "cub", "cifar100"),
+    "paper": ("", "imagenet", "cub", "cifar100", "iwslt"),
 }
 
 
@@ -385,13 +387,19 @@ class _Reader:
         if (checked := self.common_setting(key, value, path)) is not None:
             return checked
         name = key.replace("-", "_")
+        if name == "sequences":
+            if "teacher" in path[:-1]:
+                raise self.fail("'sequences' is a setting of students; give it under 'student' or 'baselines'", *path)
+            if not isinstance(value, bool):
+                raise self.fail(f"sequences: {value!r} is neither true nor false", *path)
+            return value
         if name == "options":
             words = value if isinstance(value, list) else str(value).split()
             return [str(word) for word in words]
         if name not in recipe.SETTINGS:
             raise self.fail(
                 f"there is no setting {path[-1]!r}"
-                f"{_nearest(name, [*recipe.SETTINGS, 'alpha', 'temperature', 'answers', 'options'])}",
+                f"{_nearest(name, [*recipe.SETTINGS, 'alpha', 'temperature', 'answers', 'sequences', 'options'])}",
                 *path,
             )
         try:

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from scripts.lib.alpha_t_table import PAPER, TEACHER, temperature_row
+from scripts.lib.alpha_t_table import PAPER, PAPER_BLEU, TEACHER, temperature_row
 from scripts.studies import figures, statistics, wording
 from scripts.studies.answer import (
     STILL_RISING,
@@ -55,6 +55,7 @@ CITATION = (
     "What was Missing? ICML 2022, arXiv 2206.14532"
 )
 LARGEST_PANEL = 4_000_000  # bytes of one picture that is put into the page
+FEW_ROWS = 8  # of a table that is not folded away
 _DOTTED = (0, (1, 1.6))
 
 
@@ -350,23 +351,28 @@ def _part_row(claim: Claim, part: Part) -> Row:
 
 def _sentence_noise(study: Study) -> list[Block]:
     """sacrebleu's paired bootstrap over sentences, where the evaluation made one."""
+    records = [
+        record
+        for record in study.analyses.get("bootstrap", ())
+        if isinstance(record.get("difference"), (int, float)) and isinstance(record.get("p"), (int, float))
+    ]
     rows: list[Row] = [
         [
             str(record.get("name", "")),
             str(record.get("pair", "")),
             wording.signed(float(record["difference"]), 1),
-            f"[{wording.number(float(record['low']), 1)}, {wording.number(float(record['high']), 1)}]"
-            if "low" in record and "high" in record
-            else DASH,
-            wording.p_value(float(record["p"])) if "p" in record else DASH,
+            wording.p_value(float(record["p"])),
         ]
-        for record in study.analyses.get("bootstrap", ())
-        if isinstance(record.get("difference"), (int, float))
+        for record in records
     ]
     if not rows:
         return []
-    caption = "The test set's own noise: sacrebleu's paired bootstrap over sentences. It says nothing about other seeds"
-    return [Table(caption, ["difference", "pair", "BLEU", "95 % over sentences", "p"], rows, words=(1,))]
+    caption = (
+        "The test set's own noise: sacrebleu's paired bootstrap over sentences (p: two-sided, 1,000 resamples). It "
+        "says nothing about other seeds, and is no verdict"
+    )
+    table = Table(caption, ["difference", "pair", "BLEU", "p"], rows, words=(1,))
+    return [table] if len(rows) <= FEW_ROWS else [Fold("The test set's own noise, sentence by sentence", [table])]
 
 
 # --- the paper's table --------------------------------------------------------------------------------------------
@@ -463,10 +469,15 @@ def _clear_best(column: Mapping[str, BySeed]) -> str | None:
 
 def _published(study: Study, comparison: Comparison, row: str, kind: Kind, metric: str | None) -> float | None:
     """The paper's own number, where the study says that its configuration is the paper's."""
+    name = str(study.facts.get("paper"))
+    if study.is_translation:
+        table = PAPER_BLEU.get(name, {})
+        found = [table.get(pair, {}).get((row, kind.alpha)) for pair in ([metric] if metric else study.pairs)]
+        known = [value for value in found if value is not None]
+        return sum(known) / len(known) if known and len(known) == len(found) else None
     if kind.max_suppression or metric not in (None, "acc5"):
         return None
-    table = PAPER.get(str(study.facts.get("paper")), {}).get(comparison.network, {})
-    numbers = table.get((row, kind.alpha))
+    numbers = PAPER.get(name, {}).get(comparison.network, {}).get((row, kind.alpha))
     return numbers[1 if metric == "acc5" else 0] if numbers else None
 
 

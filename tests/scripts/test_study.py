@@ -161,6 +161,56 @@ def test_translation_has_an_expert_for_each_pair_and_a_score_of_each_model(tmp_p
     assert value(plan["data"].job, "--input") == str(tmp_path / "text")
 
 
+def test_translation_compares_the_students_that_the_claims_are_about_sentence_by_sentence(tmp_path):
+    pytest.importorskip("fairseq")
+    plan = planned((CONFIGS / "multi30k.yaml").read_text(), tmp_path, data=tmp_path / "text")
+    jobs_of = by_name(plan)
+    compared = [(one.of, one.against) for one in plan if one.role == "comparison" and one.seed == 2]
+    smoothed, plain = (f"student_distilled_alpha{alpha}_T1_seed2" for alpha in ("0.1", "0"))
+    labels = [f"student_labels_alpha{alpha}_seed2" for alpha in ("0", "0.1")]
+    assert set(compared) == {(smoothed, plain)} | {(one, other) for one in (smoothed, plain) for other in labels}
+    one = jobs_of[f"compare_{smoothed.removesuffix('_seed2')}_with_{plain}"]
+    assert one.job.after == (f"bleu_{plain}", f"bleu_{smoothed}")
+    files = [str(tmp_path / "runs" / f"bleu_{name}" / "bleu.json") for name in (plain, smoothed)]
+    place = one.job.command.index("--compare")
+    assert list(one.job.command[place + 1 : place + 3]) == files
+    # a finished one becomes a line for each language pair
+    assert planning.comparisons(plan) == []
+    one.job.folder.mkdir(parents=True)
+    found = {"bleu": {"baseline": 30.0, "difference": 0.5, "p_value": 0.04, "confidence": 1.0}}
+    (one.job.folder / "compare.json").write_text(json.dumps({"sets": {"en-de": found, "en-fr": found}}))
+    jobs.save_record(one.job, {"command": list(one.job.command), "finished": True})
+    german, french = planning.comparisons(plan)
+    assert (german["kind"], german["pair"], french["pair"]) == ("bootstrap", "en-de", "en-fr")
+    assert german["name"] == "smoothed 0.1 teacher, T = 1 minus plain teacher, T = 1, seed 2"
+    assert (german["difference"], german["p"]) == (0.5, 0.04)
+
+
+def test_students_may_learn_from_their_experts_translations(tmp_path):
+    pytest.importorskip("fairseq")
+    text = (CONFIGS / "multi30k_sequences.yaml").read_text()
+    plan = by_name(planned(text, tmp_path, data=tmp_path / "text"))
+    runs = tmp_path / "runs"
+    sequences = plan["sequences_alpha0.1_seed2"].job
+    experts = ",".join(f"en-{lang}={runs}/expert_en-{lang}_alpha0.1_seed2/checkpoint_best.pt" for lang in ("de", "fr"))
+    assert value(sequences, "--experts") == experts
+    assert value(sequences, "--data") == str(runs / "data" / "prepared")
+    distilled = str(runs / sequences.name / "distilled" / "data-bin")
+    for name in ("student_distilled_sequences_alpha0.1_T1_seed2", "student_labels_sequences_alpha0.1_seed2"):
+        assert plan[name].job.command[1] == distilled
+        assert sequences.name in plan[name].job.after
+        assert value(plan[f"bleu_{name}"].job, "--data-bin") == str(runs / "data" / "prepared" / "data-bin")
+    # stored outputs are about the sentences that the student sees
+    assert value(plan["store_sequences_en-de_alpha0.1_seed2"].job, "--data-bin") == distilled
+    assert plan["student_labels_no-sequences_alpha0.1_seed2"].job.command[1] == str(
+        runs / "data" / "prepared" / "data-bin"
+    )
+    for old, message in (("{alpha: 0.1}", "'sequences' is a setting of students"), ("[false, true]", "neither true")):
+        new = "{alpha: 0.1, sequences: true}" if "alpha" in old else "3"
+        with pytest.raises(ConfigError, match=message):
+            parse_study(text.replace(old, new, 1))
+
+
 def test_results_are_the_last_epochs_with_all_that_a_report_needs(tmp_path):
     plan = planned(DIGITS, tmp_path)
     student = next(one for one in plan if one.role == "student")

@@ -3,8 +3,8 @@
     DATA=... OUT=... python scripts/nmt/lib/recipe.py experts [ARGUMENT...]      (train_experts.sh)
     DATA=... OUT=... python scripts/nmt/lib/recipe.py student [ARGUMENT...]      (train_student.sh)
 
-Hyper-parameters are those of Tan et al. (2019) for IWSLT; their text names no number of epochs: 50 is ours. Studies
-build the same commands from the same functions.
+Hyper-parameters are those of Tan et al. (2019) for IWSLT; their text names no number of epochs: 50 is ours. With
+PAPER=1 those in `PAPER_DEFAULTS` are of their scripts, too. Studies build the same commands from the same functions.
 """
 
 import json
@@ -27,16 +27,19 @@ from scripts.nmt.lib.user_error import UserError, run_cli
 from vision_reference.errors import run_command
 
 ROOT = Path(__file__).resolve().parents[3]
+TAILS = ("uniform", "drop", "bucket")  # of `fairseq_plugins.losses.soft_labels`, which needs torch
 COMMANDS = ROOT / "scripts" / "nmt"
 
 
 @dataclass(frozen=True)
 class Setting:
-    """A hyper-parameter: its default, what reads its value, and the options of fairseq-train that take it."""
+    """A hyper-parameter: its default, what reads its value, the options of fairseq-train that take it, and the values
+    that there are, where they are few."""
 
     default: str
     kind: Callable[[str], object]
     options: tuple[str, ...]
+    choices: tuple[str, ...] = ()
 
 
 SETTINGS = {
@@ -66,10 +69,22 @@ SETTINGS = {
     # of students and of what teaches them
     "temperature": Setting("1", float, ("--kd-temperature",)),
     "kd_weight": Setting("0.9", float, ("--kd-weight",)),
+    "kd_loss": Setting("", str, ("--kd-loss",)),  # kl
+    "kd_tail": Setting("", str, ("--kd-tail",), TAILS),  # uniform
     "top_k": Setting("8", int, ("--top-k",)),
 }
-_OF_TEACHING = ("temperature", "kd_weight", "top_k")
-_PLACES = ("DATA", "OUT", "PAIRS", "JOBS", "CPU", "DRY_RUN")
+_OF_TEACHING = ("temperature", "kd_weight", "kd_loss", "kd_tail", "top_k")
+# Where the scripts of Tan et al. differ from the recipe above; the tokenization stays ours.
+PAPER_DEFAULTS = {
+    "encoder_layers": "2",
+    "decoder_layers": "2",
+    "embed_dim": "256",
+    "temperature": "0.6",
+    "kd_tail": "drop",
+    "top_k": "4",
+}
+STORED_TEMPERATURES = (1.0, 2.0, 3.0, 64.0)  # by store_teacher_outputs.py, where it is told none
+_PLACES = ("DATA", "OUT", "PAIRS", "JOBS", "CPU", "DRY_RUN", "PAPER")
 _PLACES_OF_STUDENTS = ("EXPERTS", "TEACHERS", "TEACHER_OUTPUTS")
 
 # glibc returns big blocks to the system at every free; keeping them makes training on a CPU 20 % faster.
@@ -80,9 +95,11 @@ def check_setting(name: str, value: str) -> None:
     """Refuses a value that the setting cannot have.
 
     Raises:
-        UserError: it is no number where one is needed.
+        UserError: it is no number where one is needed, or none of the values that there are.
     """
-    kind = SETTINGS[name].kind
+    kind, choices = SETTINGS[name].kind, SETTINGS[name].choices
+    if choices and value not in choices:
+        raise UserError(f"{name.upper()} is '{value}'; give one of {', '.join(choices)}")
     try:
         kind(value)
     except ValueError:
@@ -92,15 +109,16 @@ def check_setting(name: str, value: str) -> None:
         ) from None
 
 
-def filled(given: Mapping[str, str]) -> dict[str, str]:
-    """All settings: `given` ones, which must fit, and the recipe's.
+def filled(given: Mapping[str, str], paper: bool = False) -> dict[str, str]:
+    """All settings: `given` ones, which must fit, and the recipe's, or with `paper` those of Tan et al.
 
     Raises:
         UserError: a value that does not fit.
     """
     for name, value in given.items():
         check_setting(name, value)
-    return {name: given.get(name) or setting.default for name, setting in SETTINGS.items()}
+    defaults = PAPER_DEFAULTS if paper else {}
+    return {name: given.get(name) or defaults.get(name, setting.default) for name, setting in SETTINGS.items()}
 
 
 def training_options(settings: Mapping[str, str], cpu: bool) -> list[str]:
@@ -136,6 +154,9 @@ def student_command(
         learning = ["--user-dir", str(ROOT / "fairseq_plugins"), "--task", "multilingual_translation_kd", *teaching]
         learning += ["--criterion", "label_smoothed_kd_cross_entropy"]
         learning += ["--kd-temperature", settings["temperature"], "--kd-weight", settings["kd_weight"]]
+        learning += ["--kd-loss", settings["kd_loss"]] if settings["kd_loss"] else []
+        if settings["kd_tail"] and teaching[0] == "--teacher-outputs":
+            learning += ["--kd-tail", settings["kd_tail"]]
     else:
         learning = ["--task", "translation_multi_simple_epoch", "--criterion", "label_smoothed_cross_entropy"]
     # The order of --langs gives the language tokens their numbers, so it must not depend on anything but the pairs.
@@ -146,12 +167,23 @@ def student_command(
     ]
 
 
-def store_command(data_bin: Path, pair: str, teacher: str, folder: Path, top_k: str, cpu: bool) -> list[str]:
-    """Stores what an expert predicts for the training set."""
+def store_command(
+    data_bin: Path, pair: str, teacher: str, folder: Path, top_k: str, cpu: bool, temperatures: Iterable[float] = ()
+) -> list[str]:
+    """Stores what an expert predicts for the training set, for these temperatures (none: those of the command)."""
+    listed = ",".join(f"{one:g}" for one in temperatures)
     return [
         *("python", str(COMMANDS / "store_teacher_outputs.py"), "--data-bin", str(data_bin), "--lang-pair", pair),
         *("--teacher", teacher, "--output", str(folder), "--top-k", top_k, *(["--cpu"] if cpu else [])),
+        *(["--temperatures", listed] if listed else []),
     ]
+
+
+def sequences_command(data: Path, experts: Mapping[str, str], output: Path, cpu: bool) -> list[str]:
+    """Makes a prepared folder whose training targets are the experts' translations."""
+    named = ",".join(f"{pair}={path}" for pair, path in experts.items())
+    command = ["python", str(COMMANDS / "distil_sequences.py"), "--data", str(data), "--pairs", ",".join(experts)]
+    return [*command, "--experts", named, "--output", str(output), *(["--cpu"] if cpu else [])]
 
 
 def evaluate_command(data_bin: Path, checkpoint: Path, pairs: Iterable[str], output: Path) -> list[str]:
@@ -160,6 +192,12 @@ def evaluate_command(data_bin: Path, checkpoint: Path, pairs: Iterable[str], out
         *("python", str(COMMANDS / "evaluate_bleu.py"), "--data-bin", str(data_bin), "--checkpoint", str(checkpoint)),
         *("--lang-pairs", ",".join(pairs), "--output", str(output)),
     ]
+
+
+def compare_command(first: Path, second: Path, output: Path) -> list[str]:
+    """Compares two evaluations by paired bootstrap over the test set's sentences."""
+    command = ["python", str(COMMANDS / "evaluate_bleu.py"), "--compare", str(first), str(second)]
+    return [*command, "--output", str(output)]
 
 
 def keep_vocabulary_of(data_bin: Path, pairs: Iterable[str], folder: Path) -> None:
@@ -195,10 +233,14 @@ def _from_environment(role: str) -> tuple[dict[str, str], dict[str, str]]:
     places = {*_PLACES, *(_PLACES_OF_STUDENTS if role == "student" else ())}
     check_environment(own | places)
     settings = {name: os.environ[name.upper()] for name in SETTINGS if os.environ.get(name.upper())}
-    return filled(settings), {name: os.environ.get(name, "") for name in (*_PLACES, *_PLACES_OF_STUDENTS)}
+    if (paper := os.environ.get("PAPER", "")) not in ("", "0", "1"):
+        raise UserError(f"PAPER is '{paper}'; give 1 for the settings of Tan et al.'s scripts")
+    return filled(settings, paper == "1"), {name: os.environ.get(name, "") for name in (*_PLACES, *_PLACES_OF_STUDENTS)}
 
 
-def _teaching(places: Mapping[str, str], pairs: list[str], top_k: str, cpu: bool) -> tuple[list[list[str]], list[str]]:
+def _teaching(
+    places: Mapping[str, str], pairs: list[str], settings: Mapping[str, str], cpu: bool
+) -> tuple[list[list[str]], list[str]]:
     """Commands that store what is missing, and how the student is told of its teachers."""
     teachers = {}
     if places["EXPERTS"] and places["TEACHERS"]:
@@ -209,8 +251,10 @@ def _teaching(places: Mapping[str, str], pairs: list[str], top_k: str, cpu: bool
         teachers = dict(item.partition("=")[::2] for item in places["TEACHERS"].split(","))
     if outputs := places["TEACHER_OUTPUTS"]:
         data_bin = Path(places["DATA"], "data-bin")
+        temperature = float(settings["temperature"])
+        wanted = [] if temperature in STORED_TEMPERATURES else sorted({*STORED_TEMPERATURES, temperature})
         storing = [
-            store_command(data_bin, pair, teacher, Path(outputs, pair), top_k, cpu)
+            store_command(data_bin, pair, teacher, Path(outputs, pair), settings["top_k"], cpu, wanted)
             for pair, teacher in teachers.items()
         ]
         stores = [f"{pair}={outputs}/{pair}" for pair in teachers or pairs]
@@ -231,12 +275,17 @@ def main() -> None:
         raise UserError(f"JOBS is '{places['JOBS']}'; give how many run side by side, such as 2")
     # Small models gain little from a second thread: without a GPU as many side by side as there are cores.
     at_once = int(places["JOBS"] or (jobs.cores() if cpu else 1))
+    if role == "student" and not places["TEACHER_OUTPUTS"]:
+        if os.environ.get("KD_TAIL"):
+            raise UserError("KD_TAIL is about what TEACHER_OUTPUTS left out; set TEACHER_OUTPUTS, or drop KD_TAIL")
+        if places["PAPER"] == "1" and (places["EXPERTS"] or places["TEACHERS"]):
+            print("note: Tan et al. store the experts' outputs (TEACHER_OUTPUTS); here they run along", file=sys.stderr)
     data_bin, out = Path(places["DATA"], "data-bin"), Path(places["OUT"])
     storing: list[list[str]] = []
     if role == "experts":
         commands = {out / pair: expert_command(data_bin, pair, out / pair, settings, cpu) for pair in pairs}
     else:
-        storing, teaching = _teaching(places, pairs, settings["top_k"], cpu)
+        storing, teaching = _teaching(places, pairs, settings, cpu)
         commands = {out: student_command(data_bin, pairs, out, settings, cpu, teaching)}
     if places["DRY_RUN"] == "1":
         for command in [*storing, *([*command, *more] for command in commands.values())]:

@@ -409,3 +409,21 @@ def test_store_says_what_it_was_made_of(toy, stores):
     whole = unseal(stores["de"] / "manifest.json")
     assert all(made_of[name] == whole[name] for name in ("format", "teacher", "data", "block", "versions"))
     assert Store(stores["de3"]).damage() is None
+
+
+@pytest.mark.parametrize("name", ["dkd", "dist", "standardized", "ttm"])
+def test_whole_stored_outputs_teach_by_every_loss_what_the_expert_teaches(toy, stores, setup, batch, name):
+    flags = ["--kd-loss", name, "--kd-temperature", 2]
+    online = loss_of(setup, batch, bilingual(toy, "--teacher", toy.de, *flags), range(6))
+    same_lesson(loss_of(setup, batch, bilingual(toy, "--teacher-outputs", stores["de"], *flags), range(6)), online)
+
+
+def test_few_stored_entries_teach_by_losses_of_softmaxes_alone(toy, stores, setup, batch):
+    few = ["--teacher-outputs", stores["de3"]]
+    loss, logged = loss_of(setup, batch, bilingual(toy, *few, "--kd-loss", "dkd", "--kd-tail", "drop"), range(6))
+    assert np.isfinite(loss)
+    assert logged["kd_loss"] > 0
+    with pytest.raises(UserError, match=f"standardized needs all logits .* the 3 largest; .* --top-k {VOCABULARY}, or"):
+        setup(bilingual(toy, *few, "--kd-loss", "standardized"))
+    with pytest.raises(UserError, match="--kd-tail bucket changes the entries .* which --kd-loss kl alone knows of"):
+        setup(bilingual(toy, *few, "--kd-loss", "dkd", "--kd-tail", "bucket"))

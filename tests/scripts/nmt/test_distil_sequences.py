@@ -153,3 +153,18 @@ def test_blocks_of_other_settings_are_kept_and_refused(pipeline, data, tmp_path,
     with pytest.raises(UserError, match="holds translations made with other settings; remove it, or choose another"):
         run(monkeypatch, *places)
     assert (tmp_path / "out.partial" / "plan.json").exists()
+
+
+def test_experts_are_a_folder_or_one_checkpoint_for_each_pair(tmp_path):
+    german, russian = LangPair("en", "de"), LangPair("en", "ru")
+    for place in ("experts/en-de/checkpoint_best.pt", "experts/en-ru/checkpoint_best.pt", "mine.pt"):
+        (tmp_path / place).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / place).touch()
+    folder = distil_sequences.expert_files(str(tmp_path / "experts"), (german,))
+    assert folder == {german: tmp_path / "experts" / "en-de" / "checkpoint_best.pt"}
+    named = f"en-de={tmp_path}/mine.pt"
+    assert distil_sequences.expert_files(named, (german,)) == {german: tmp_path / "mine.pt"}
+    with pytest.raises(UserError, match="no expert of en-ru; train it with train_experts.sh"):
+        distil_sequences.expert_files(named, (german, russian))
+    with pytest.raises(UserError, match="en-fr is none of en-de"):
+        distil_sequences.expert_files(f"en-fr={tmp_path}/mine.pt", (german,))

@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import sys
 
 import pytest
 import torch
@@ -47,13 +48,23 @@ def test_a_further_test_set_is_scored_from_plain_text(pipeline, two_outputs):
 
 def test_two_outputs_are_compared_by_the_texts_beside_them(two_outputs):
     student, expert = two_outputs
-    table = evaluate_bleu.compare(student, expert).splitlines()
+    found = evaluate_bleu.compare(student, expert)
+    table = evaluate_bleu.comparison_table(student, expert, found).splitlines()
     label, metric, a, b, difference, p = (cell.strip() for cell in table[2].strip("|").split("|"))
     scores = [json.loads(path.read_text())["test_sets"]["news"]["en-de"]["bleu"] for path in two_outputs]
     assert (label, metric) == ("news.en-de", "bleu")
     assert [float(a), float(b), float(difference)] == pytest.approx([*scores, scores[1] - scores[0]], abs=0.006)
     assert 0 < float(p) < 0.05  # twelve sentences are enough: the student says the same word again and again
-    assert evaluate_bleu.compare(expert, expert).splitlines()[2].endswith("| +0.00 | 1.0000 |")
+    same = evaluate_bleu.compare(expert, expert)
+    assert evaluate_bleu.comparison_table(expert, expert, same).splitlines()[2].endswith("| +0.00 | 1.0000 |")
+
+
+def test_a_comparison_is_written_where_it_is_asked_for(two_outputs, tmp_path, monkeypatch, capsys):
+    output = tmp_path / "new" / "compare.json"
+    monkeypatch.setattr(sys, "argv", ["x", "--compare", *map(str, two_outputs), "--output", str(output)])
+    evaluate_bleu.main()
+    assert json.loads(output.read_text())["sets"] == evaluate_bleu.compare(*two_outputs)
+    assert capsys.readouterr().out.startswith("| pair | metric | A | B | B - A | p |")
 
 
 def test_what_cannot_be_compared_is_told(two_outputs, tmp_path):

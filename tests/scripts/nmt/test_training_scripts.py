@@ -134,6 +134,24 @@ def test_stored_outputs_are_made_first_and_take_the_experts_place(commands, tmp_
     assert option(command, "--teacher-outputs") == "en-de=outputs/en-de,en-ru=outputs/en-ru"
 
 
+def test_the_papers_scripts_are_followed_on_request(commands, refused, tmp_path):
+    """Tan et al.: 2 + 2 layers of 256, the 4 largest renormalized, T = 0.6; what is set beside counts."""
+    theirs = {"--encoder-layers": "2", "--decoder-layers": "2", "--encoder-embed-dim": "256"}
+    for command in commands("train_experts.sh", PAPER=1):
+        assert {name: option(command, name) for name in RECIPE} == RECIPE | theirs | {"--decoder-embed-dim": "256"}
+    storing, _, command = commands("train_student.sh", PAPER=1, EXPERTS="experts", TEACHER_OUTPUTS="outputs")
+    assert (option(storing, "--top-k"), option(storing, "--temperatures")) == ("4", "0.6,1,2,3,64")
+    assert {name: option(command, name) for name in theirs} == theirs
+    assert (option(command, "--kd-temperature"), option(command, "--kd-tail")) == ("0.6", "drop")
+    (command,) = commands("train_student.sh", PAPER=1, EXPERTS="experts", TEMPERATURE=1, KD_LOSS="dkd:beta=2")
+    assert (option(command, "--kd-temperature"), option(command, "--kd-loss")) == ("1", "dkd:beta=2")
+    assert "--kd-tail" not in command  # nothing is left out where the experts run along
+    data = {"DATA": tmp_path / "data", "OUT": tmp_path / "out"}
+    assert "PAPER is 'yes'; give 1" in refused("train_experts.sh", PAPER="yes", **data)
+    assert "KD_TAIL is about what TEACHER_OUTPUTS left out" in refused("train_student.sh", KD_TAIL="drop", **data)
+    assert "KD_TAIL is 'none'; give one of uniform, drop, bucket" in refused("train_student.sh", KD_TAIL="none", **data)
+
+
 def test_a_student_without_experts_is_stock_fairseq_with_the_same_recipe(commands):
     (command,) = commands("train_student.sh")
     assert option(command, "--task") == "translation_multi_simple_epoch"

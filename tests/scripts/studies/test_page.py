@@ -306,6 +306,34 @@ def test_translation_means_over_language_pairs(made_up, tmp_path):
 
 
 @pytest.mark.usefixtures("nothing_is_drawn")
+def test_translation_shows_the_papers_bleu_and_the_noise_of_the_sentences(made_up, tmp_path):
+    study = made_up(tmp_path)
+    for alpha in (0.0, 0.1):
+        study.job("student", 1, alpha, None, 1, 50, epochs=2, network="transformer_iwslt_de_en")
+        study.records[-1] |= {"metrics": {"bleu": {"en-de": 25.5, "en-ru": 16.5}}, "outcomes": None, "curve": []}
+    noise = {
+        "kind": "bootstrap",
+        "name": "smoothed minus plain, seed 1",
+        "pair": "en-de",
+        "difference": 0.25,
+        "p": 0.02,
+    }
+    text = _text(study.write())
+    assert "paper 2" not in text
+    assert "bootstrap" not in text
+    study.write(paper="iwslt")
+    with (tmp_path / "results.jsonl").open("a") as file:
+        file.write(json.dumps(noise) + "\n" + json.dumps({**noise, "pair": "en-ru", "difference": -1.5}) + "\n")
+    text = _text(tmp_path)
+    # the mean of the paper's two, and each of them in its own table
+    assert re.search(r"^\| T = 1 \| 21.0 \(n = 1; paper 20.53\) \| 21.0 \(n = 1; paper 20.64\) \|", text, re.MULTILINE)
+    assert re.search(r"^\| T = 1 \| 25.5 \(n = 1; paper 24.91\) \| 25.5 \(n = 1; paper 25.09\) \|", text, re.MULTILINE)
+    assert "| smoothed minus plain, seed 1 | en-de | +0.2 | 0.02 |" in text
+    assert "| smoothed minus plain, seed 1 | en-ru | \N{MINUS SIGN}1.5 | 0.02 |" in text
+    assert "and is no verdict" in text
+
+
+@pytest.mark.usefixtures("nothing_is_drawn")
 def test_a_pair_that_was_not_scored_is_not_averaged_away(made_up, tmp_path):
     study = made_up(tmp_path)
     study.job("student", 0, 0.0, None, 1, 50, epochs=2, network="transformer")
