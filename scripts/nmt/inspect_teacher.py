@@ -115,7 +115,9 @@ def run(args, pair: LangPair) -> None:
     record = {"checkpoint": args.checkpoint, "lang_pair": str(pair), "subset": args.subset, **result}
     record |= {"command": command, "text": text}
     drawing.save_text(args.output / "inspection.json", json.dumps(record, indent=1, ensure_ascii=False) + "\n")
-    drawing.save(inspect_teacher.figure(result, f"{Path(args.checkpoint).name}, {pair}"), args.output / "inspection")
+    title = f"{'/'.join(Path(args.checkpoint).parts[-2:])}, {pair}"
+    picture = inspect_teacher.figure(result, title, cases="tokens", classes=("piece", "pieces"))
+    drawing.save(picture, args.output / "inspection")
     print("\n".join(text))
 
 

@@ -545,7 +545,10 @@ def comparisons(plan: Iterable[Planned]) -> list[dict]:
 def _in_words(planned: Planned) -> str:
     """`smoothed teacher, T = 1`; `labels alone`."""
     smoothed = "" if not planned.alpha else f"smoothed {planned.alpha:g} "
-    extras = "".join(f", {key} {value}" for key, value in planned.settings.items())
+    extras = "".join(
+        f", {key}" if value is True else f", no {key}" if value is False else f", {key} {_text(value)}"
+        for key, value in planned.settings.items()
+    )
     if planned.role == BASELINE:
         return f"{smoothed}labels alone{extras}"
     return f"{smoothed or 'plain '}teacher, T = {planned.temperature:g}{extras}"

@@ -304,7 +304,8 @@ def _claims(study: Study, claims: Sequence[Claim], suffix: str) -> Section:
         head = ["part", "mean", "95 % over seeds", "p (one-sided)", "n", "test set's noise, 95 %", "alone"]
         caption = "What claims of several parts rest on; each part must be greater than zero"
         blocks.append(Fold("Parts of the claims", [Table(caption, head, rows, words=(6,))]))
-    blocks += _sentence_noise(study)
+    if suffix in ("", "-1"):  # of several comparisons the first: students of all are compared with each other
+        blocks += _sentence_noise(study)
     return Section("claims", "Claims", blocks)
 
 

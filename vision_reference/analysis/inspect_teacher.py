@@ -259,8 +259,13 @@ def sentences(result: Mapping, title: str, command: str) -> list[str]:
     ]
 
 
-def figure(result: Mapping, title: str = "") -> "Figure":
-    """Reliability diagram, risk against coverage, the outputs' profile at each T, and the most confused classes."""
+def figure(
+    result: Mapping, title: str = "", *, cases: str = "images", classes: tuple[str, str] = ("class", "classes")
+) -> "Figure":
+    """Reliability diagram, risk against coverage, the outputs' profile at each T, and the most confused classes.
+
+    ``cases`` and ``classes`` (one, many) are what they are called: of translation tokens, and pieces.
+    """
     from vision_reference.analysis import drawing
 
     with drawing.style():
@@ -272,7 +277,7 @@ def figure(result: Mapping, title: str = "") -> "Figure":
         shares, first = picture.add_subplot(strips[0]), picture.add_subplot(strips[1])
         second, third, fourth = (picture.add_subplot(grid[place]) for place in ((0, 1), (1, 0), (1, 1)))
         reliability(first, result["calibration"])
-        share_of_images(shares, result["calibration"])
+        share_of_cases(shares, result["calibration"], cases)
         drawing.letter(shares, f"Reliability, ECE {result['calibration']['expected_calibration_error']:.2f} %")
         second.plot(
             100 * np.array(result["selective"]["coverage"]),
@@ -284,8 +289,8 @@ def figure(result: Mapping, title: str = "") -> "Figure":
         second.set_xlabel("coverage: most confident share kept (%)")
         second.set_ylabel("errors among them (%)")
         drawing.letter(second, f"Risk against coverage, AURC {result['selective']['area_under_risk_coverage']:.4f}")
-        _profiles(third, result["outputs"])
-        _confusions(fourth, result["confusions"])
+        _profiles(third, result["outputs"], classes[0])
+        _confusions(fourth, result["confusions"], classes[1])
     return picture
 
 
@@ -306,18 +311,18 @@ def reliability(axes, calibration: Mapping) -> None:
     axes.set_ylabel("accuracy (%)")
 
 
-def share_of_images(axes, calibration: Mapping) -> None:
-    """How many images each bar of ``reliability`` stands for, as a strip above it."""
+def share_of_cases(axes, calibration: Mapping, cases: str = "images") -> None:
+    """How many images (or other ``cases``) each bar of ``reliability`` stands for, as a strip above it."""
     bins = {name: np.array(values) for name, values in calibration["reliability"].items()}
     shares = 100 * bins["count"] / bins["count"].sum()
     axes.bar(50 * (bins["low"] + bins["high"]), shares, 94 * (bins["high"] - bins["low"]), color="0.45", linewidth=0)
     axes.set_xlim(0, 100)
     axes.tick_params(labelbottom=False)
     axes.locator_params(axis="y", nbins=2)
-    axes.set_ylabel("images\n(%)")
+    axes.set_ylabel(f"{cases}\n(%)")
 
 
-def _profiles(axes, outputs: Mapping) -> None:
+def _profiles(axes, outputs: Mapping, one: str) -> None:
     from vision_reference.analysis import drawing
 
     for number, (temperature, values) in enumerate(outputs.items()):
@@ -331,16 +336,16 @@ def _profiles(axes, outputs: Mapping) -> None:
     axes.set_yscale("log")
     if len(profile) > 20:
         axes.set_xscale("log")
-    axes.set_xlabel("k-th likeliest class")
+    axes.set_xlabel(f"k-th likeliest {one}")
     axes.set_ylabel("mean probability")
     axes.legend(loc="best")
     drawing.letter(axes, "Soft labels")
 
 
-def _confusions(axes, pairs: Sequence[Mapping]) -> None:
+def _confusions(axes, pairs: Sequence[Mapping], many: str) -> None:
     from vision_reference.analysis import drawing
 
-    drawing.letter(axes, "Most confused classes")
+    drawing.letter(axes, f"Most confused {many}")
     if not pairs:
         axes.text(0.5, 0.5, "no errors", ha="center", transform=axes.transAxes)
         axes.set_axis_off()

@@ -53,8 +53,9 @@ def paired_bootstrap(hypotheses: list[str], baseline: list[str], references: lis
         compared[name] = {
             "baseline": before.score,
             "difference": after.score - before.score,
-            # No resample of two equal systems differs more than the test set; sacrebleu would call that p = 0.001.
-            "p_value": 1.0 if identical else after.p_value,
+            # No resample of two equal systems differs more than the test set; sacrebleu would call that p = 0.001,
+            # as it does with two different ones of score zero.
+            "p_value": 1.0 if identical or after.score == before.score else after.p_value,
             "confidence": after.ci,
         }
     return compared

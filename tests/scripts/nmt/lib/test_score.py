@@ -40,6 +40,13 @@ def test_scores_and_signatures_are_those_of_sacrebleus_own_command(texts, folder
         assert bleu.signatures()[name] == entry["signature"]
 
 
+def test_two_systems_without_any_score_do_not_differ():
+    """sacrebleu itself calls their difference of nothing significant."""
+    found = bleu.paired_bootstrap(["a b c"] * 5, ["x y z"] * 5, ["1 2 3"] * 5)
+    assert found["bleu"]["difference"] == 0
+    assert found["bleu"]["p_value"] == 1
+
+
 def test_the_paired_bootstrap_is_that_of_sacrebleus_own_command(texts, folder):
     references, good, worse = texts
     arguments = ("references", "-i", "worse", "good", "-m", "bleu", "chrf", "--paired-bs", "-w", "6")
