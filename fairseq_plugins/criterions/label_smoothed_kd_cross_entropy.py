@@ -194,7 +194,7 @@ class LabelSmoothedKDCrossEntropyCriterion(LabelSmoothedCrossEntropyCriterion):
     def _kd_loss_of(self, student_logits, target, rows, teacher):
         """The mean loss of some of the (N, V) student's tokens, which a teacher teaches."""
         dense = as_logits(teacher, self.kd_temperature)
-        pair = same_entries(student_logits.index_select(0, rows), dense, self.kd_loss.takes_top_k)
+        pair = same_entries(student_logits.index_select(0, rows), dense, getattr(self.kd_loss, "takes_top_k", False))
         loss = self.kd_loss(*pair, target.index_select(0, rows), self.kd_temperature)
         if not isinstance(loss, torch.Tensor) or loss.numel() != 1:
             found = f"shape {tuple(loss.shape)}" if isinstance(loss, torch.Tensor) else type(loss).__name__

@@ -393,6 +393,10 @@ def _table(study: Study, comparison: Comparison, suffix: str) -> Section:
                 "too good: it was picked for its luck as well."
             )
         )
+    if study.is_translation and study.facts.get("paper") in PAPER_BLEU:
+        blocks.append(
+            Text("The paper's BLEU is of lower-case text tokenized otherwise: compare differences, not levels.")
+        )
     others = study.pairs if study.is_translation and len(study.pairs) > 1 else []
     if not study.is_translation and any("acc5" in run.scores for run in comparison.runs):
         others = ["acc5"]

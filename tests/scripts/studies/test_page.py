@@ -320,7 +320,7 @@ def test_translation_shows_the_papers_bleu_and_the_noise_of_the_sentences(made_u
     }
     text = _text(study.write())
     assert "paper 2" not in text
-    assert "bootstrap" not in text
+    assert "sacrebleu's paired bootstrap" not in text
     study.write(paper="iwslt")
     with (tmp_path / "results.jsonl").open("a") as file:
         file.write(json.dumps(noise) + "\n" + json.dumps({**noise, "pair": "en-ru", "difference": -1.5}) + "\n")
@@ -331,6 +331,7 @@ def test_translation_shows_the_papers_bleu_and_the_noise_of_the_sentences(made_u
     assert "| smoothed minus plain, seed 1 | en-de | +0.2 | 0.02 |" in text
     assert "| smoothed minus plain, seed 1 | en-ru | \N{MINUS SIGN}1.5 | 0.02 |" in text
     assert "and is no verdict" in text
+    assert "compare differences, not levels" in text
 
 
 @pytest.mark.usefixtures("nothing_is_drawn")
