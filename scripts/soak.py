@@ -50,9 +50,9 @@ _SIGNALS = {"SIGKILL, all": 5, "SIGKILL, alone": 5, "SIGTERM": 2, "SIGINT": 2}
 # What differs between two runs of one command by nature: times, and names drawn for results.
 _VOLATILE = {
     "seconds", "cpu_seconds", "images_per_second", "time", "began", "ended", "attempts", "made", "inputs", "pid",
-    "metrics", "previous_training_time", "host",
+    "metrics", "previous_training_time", "host", "finished",
 }  # fmt: skip
-_UNCOMPARED = re.compile(r"(log\.txt|.*\.log|environment\.json|run\.json|run\.lock|report\.(md|html)|.*\.svg)$")
+_UNCOMPARED = re.compile(r"(log\.txt|.*\.log|environment\.json|run\.json|.*\.lock|.*\.npz|report\.(md|html)|.*\.svg)$")
 # What stock fairseq writes but neither sets nor reads: copies of weights for a fast path, and a buffer for its type.
 _UNSET = re.compile(r"/model/.*(in_proj|out_proj|fc1|fc2)_(weight|bias)$|/model/.*_float_tensor$")
 _LOGS = re.compile(r".*(\.log|log\.txt)$")
@@ -95,21 +95,22 @@ def all_kinds(inputs: Path) -> dict[str, Kind]:
     }
     store = f"{words} {teacher} --views 12 --seed 1 --workers 2"
     kinds["image-store"] = Kind((python, str(ROOT / "vision_reference/store_soft_labels.py"), *store.split()), 14)
-    expert = f"--data-bin {inputs}/phrases/data-bin --lang-pair en-de --teacher {inputs}/expert/checkpoint_last.pt"
+    expert = (
+        f"--data-bin {inputs}/phrases/data-bin --lang-pair en-de --teacher {inputs}/phrases-expert/checkpoint_last.pt"
+    )
     expert += " --output out --cpu --workers 1 --max-tokens 1024"
     kinds["translation-store"] = Kind((python, str(ROOT / "scripts/nmt/store_teacher_outputs.py"), *expert.split()), 14)
     student = student_command(
-        inputs / "phrases/data-bin",
+        inputs / "few-phrases/data-bin",
         ["en-de"],
         Path("out"),
         filled({**_TINY, "max_epoch": "3", "temperature": "2"}),
         True,
-        ["--teachers", f"en-de={inputs}/expert/checkpoint_last.pt"],
+        ["--teachers", f"en-de={inputs}/few-phrases-expert/checkpoint_last.pt"],
     )
-    # The thousand phrases for validation are a small training set. Epochs end it and not --max-update, because a
-    # finished run of stock fairseq takes one more update each time that it is started again.
-    student += ["--train-subset", "valid", "--disable-validation", "--save-interval-updates", "10"]
-    student += ["--keep-interval-updates", "1"]
+    # Epochs end it and not --max-update, because a finished run of stock fairseq takes one more update each time that
+    # it is started again.
+    student += ["--disable-validation", "--save-interval-updates", "10", "--keep-interval-updates", "1"]
     kinds["translation-training"] = Kind(_installed(student), 6, own_statuses=False)
     study = (
         python,
@@ -127,7 +128,7 @@ def all_kinds(inputs: Path) -> dict[str, Kind]:
 
 _TINY = {
     "encoder_layers": "1", "decoder_layers": "1", "embed_dim": "64", "ffn_dim": "128", "heads": "2", "dropout": "0.1",
-    "lr": "1e-3", "warmup_updates": "20", "max_tokens": "1024", "max_epoch": "2", "log_interval": "10",
+    "lr": "1e-3", "warmup_updates": "20", "max_tokens": "512", "max_epoch": "2", "log_interval": "10",
 }  # fmt: skip
 _STUDY = """\
 title: Study of the soak
@@ -156,12 +157,29 @@ def prepare(inputs: Path, kinds: list[str]) -> None:
         flags = f"{images} --teacher resnet8 --teacher-weights {inputs}/teacher/checkpoint.pth --views 3 --seed 1"
         flags += f" --output-dir {inputs}/store"
         _run(inputs, (python, str(ROOT / "vision_reference/store_soft_labels.py"), *flags.split()))
-    if any("translation" in kind for kind in kinds):
-        _run(inputs, (python, str(ROOT / "scripts/nmt/prepare.py"), "builtin", "--output", str(inputs / "phrases")))
-        settings = filled({**_TINY, "max_update": "60"})
-        words = expert_command(inputs / "phrases/data-bin", "en-de", inputs / "expert", settings, True)
-        if not (inputs / "expert/checkpoint_last.pt").is_file():
-            _run(inputs, (*_installed(words), "--disable-validation"))
+    for kind, name in (("translation-store", "phrases"), ("translation-training", "few-phrases")):
+        if kind in kinds:
+            _prepare_phrases(inputs, name)
+
+
+def _prepare_phrases(inputs: Path, name: str) -> None:
+    """The built-in phrases, all or a thousand, and an expert of them."""
+    words = [sys.executable, str(ROOT / "scripts/nmt/prepare.py"), "builtin", "--output", str(inputs / name)]
+    if name == "few-phrases":
+        from scripts.nmt.lib.cldr_phrases import phrases
+
+        texts, text = phrases(1_200), inputs / "text"
+        text.mkdir(exist_ok=True)
+        for split, part in (("train", texts[:1_000]), ("valid", texts[1_000:1_100]), ("test", texts[1_100:])):
+            for language in ("en", "de"):
+                (text / f"{split}.{language}").write_text("".join(phrase[language] + "\n" for phrase in part))
+        words[2:3] = ["parallel", "--input", str(text), "--pairs", "en-de", "--vocab-size", "300"]
+    _run(inputs, tuple(words))
+    expert = inputs / f"{name}-expert"
+    if not (expert / "checkpoint_last.pt").is_file():
+        settings = filled({**_TINY, "max_epoch": "2", "max_update": "60"})
+        command = expert_command(inputs / name / "data-bin", "en-de", expert, settings, True)
+        _run(inputs, (*_installed(command), "--disable-validation"))
 
 
 def _few(source: Path, target: Path, sizes: Mapping[str, int] = {"train": 12, "val": 6}) -> None:

@@ -42,8 +42,9 @@ _STORE_EPILOG = """examples:
 # Flags about where a run computes, reads and writes.
 _NOT_THE_RESULT = {
     "data_path", "output_dir", "resume", "start_epoch", "workers", "cache_dataset", "download", "device", "dist_url",
-    "world_size", "print_freq", "keep_checkpoints", "dali_device", "test_only", "teacher_weights", "init_weights",
-    "weights", "soft_labels", "look_ahead", "overwrite", "debug", "given",
+    "world_size", "print_freq", "keep_checkpoints", "save_every_minutes",
+    "dali_device", "test_only", "teacher_weights", "init_weights", "weights", "soft_labels", "look_ahead", "overwrite",
+    "debug", "given",
 }  # fmt: skip
 
 
@@ -633,6 +634,13 @@ def _add_weights(group) -> None:
         default=1,
         metavar="N",
         help="keep the newest N model_<epoch>.pth (default: 1)",
+    )
+    group.add_argument(
+        "--save-every-minutes",
+        type=_positive,
+        metavar="M",
+        help="also save within an epoch, to within_epoch.pth, from which --resume auto goes on at the next batch, to "
+        "the bit; SIGTERM and SIGUSR1 always save there and stop",
     )
     group.add_argument("--test-only", action="store_true", help="evaluate (see --resume, --weights) and stop")
     group.add_argument("--print-freq", type=_count, default=10, help="steps between progress lines (default: 10)")

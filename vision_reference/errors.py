@@ -4,6 +4,7 @@
 status 0  done
 status 2  a mistake of the user's, a full disk, too little memory
 130, 143  stopped by Ctrl-C or by SIGTERM
+138       stopped by SIGUSR1, a scheduler's warning, where a command knows it
 141       whoever read the output has gone
 ========  =============================================================================================
 """
@@ -45,7 +46,16 @@ class UserError(Exception):
 
 
 class Terminated(BaseException):
-    """SIGTERM, as Ctrl-C is ``KeyboardInterrupt``: files in the making are removed on the way out."""
+    """SIGTERM, as Ctrl-C is ``KeyboardInterrupt``: files in the making are removed on the way out.
+
+    Args:
+        number: of the signal, where it is another one.
+        go_on: how to go on, where that is not what the command says.
+    """
+
+    def __init__(self, number: int = signal.SIGTERM, go_on: str = "") -> None:
+        super().__init__(signal.Signals(number).name)
+        self.number, self.go_on = number, go_on
 
 
 def some(names: Sequence[str], most: int = 5) -> str:
@@ -86,7 +96,8 @@ def _ending(error: BaseException, go_on: str) -> tuple[int | None, str]:
     if isinstance(error, KeyboardInterrupt):
         return 130, f"stopped by Ctrl-C{after}"
     if isinstance(error, Terminated):
-        return 143, f"stopped by SIGTERM{after}"
+        after = f"; {error.go_on}" if error.go_on else after
+        return 128 + error.number, f"stopped by {error}{after}"
     if isinstance(error, BrokenPipeError):
         return 141, ""
     if isinstance(error, MemoryError) or "OutOfMemory" in type(error).__name__ or "can't allocate memory" in str(error):

@@ -67,9 +67,9 @@ class MixingLoader:
     def __len__(self) -> int:
         return len(self.loader)
 
-    def epoch(self, number: int) -> Iterator[Batch]:
-        """The mixed batches of epoch ``number``."""
-        for step, (images, targets, indices) in enumerate(self.loader.epoch(number)):
+    def epoch(self, number: int, first: int = 0) -> Iterator[Batch]:
+        """The mixed batches of epoch ``number`` from batch ``first`` on."""
+        for step, (images, targets, indices) in enumerate(self.loader.epoch(number, first), first):
             with seeded(combine_seeds(self.seed, number, step, self.rank)):
                 method = self.methods[int(torch.randint(len(self.methods), ()))]
                 images, targets = method(images, targets)
@@ -101,9 +101,9 @@ class SoftLabelLoader:
     def __len__(self) -> int:
         return len(self.loader)
 
-    def epoch(self, number: int) -> Iterator[TaughtBatch]:
-        """The batches of epoch ``number`` with the answers to the view that it shows."""
-        for images, targets, indices in self.loader.epoch(number):
+    def epoch(self, number: int, first: int = 0) -> Iterator[TaughtBatch]:
+        """The batches of epoch ``number`` from batch ``first`` on, with the answers to the view that it shows."""
+        for images, targets, indices in self.loader.epoch(number, first):
             logits = self.soft_labels.logits(number, indices.numpy())
             if images.device.type == "cuda":
                 logits = logits.pin_memory()
@@ -133,9 +133,9 @@ class TeacherLoader:
     def __len__(self) -> int:
         return len(self.loader)
 
-    def epoch(self, number: int) -> Iterator[TaughtBatch]:
-        """The batches of epoch ``number`` with the teacher's answers."""
-        answered = (TaughtBatch(*batch, self.teacher(batch.images)) for batch in self.loader.epoch(number))
+    def epoch(self, number: int, first: int = 0) -> Iterator[TaughtBatch]:
+        """The batches of epoch ``number`` from batch ``first`` on, with the teacher's answers."""
+        answered = (TaughtBatch(*batch, self.teacher(batch.images)) for batch in self.loader.epoch(number, first))
         return answered if self._side is None else _made_ahead(answered, self._side)
 
 

@@ -73,13 +73,20 @@ class TrainingAverages:
 
 
 class ProgressLine:
-    """Rate, remaining time and current figures every ``every`` steps of an epoch."""
+    """Rate, remaining time and current figures every ``every`` steps of an epoch.
 
-    def __init__(self, epoch: int, epochs: int, steps: int, every: int) -> None:
+    Args:
+        epoch, epochs: number of this one, from 0, and of all.
+        steps: in the epoch.
+        every: steps from one line to the next.
+        passed: seconds that the epoch has taken before, where it was interrupted.
+    """
+
+    def __init__(self, epoch: int, epochs: int, steps: int, every: int, passed: float = 0.0) -> None:
         self.title = f"Epoch {epoch + 1}/{epochs}"
         self.steps = steps
         self.every = every
-        self.start = time.perf_counter()
+        self.start = time.perf_counter() - passed
 
     def due(self, step: int) -> bool:
         """Whether step number ``step`` (from 0) is shown."""

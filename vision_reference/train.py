@@ -16,9 +16,10 @@ import math
 import os
 import random
 import secrets
+import signal
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -26,7 +27,7 @@ if not __package__:  # run as a file: the root of the clone takes the place of i
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from vision_reference.arguments import changed_flags, follow_description, named_teachers, parse_args
-from vision_reference.errors import UserError, run_command, some
+from vision_reference.errors import Terminated, UserError, run_command, some
 
 if __name__ == "__main__":  # before torch is imported, which takes seconds: --help and mistakes are answered at once
     run_command("train.py", parse_args)
@@ -49,6 +50,7 @@ from vision_reference.losses.labels import label_loss
 from vision_reference.machine import (
     Machine,
     Rank,
+    barrier,
     choose_machine,
     from_main,
     gather_objects,
@@ -62,16 +64,28 @@ from vision_reference.networks.full_batches import FullBatches
 from vision_reference.networks.teachers import hash_weights, read_teacher
 from vision_reference.runs.folder import begin_epochs, goes_back, open_run_folder
 from vision_reference.runs.metrics_file import MetricsFile
+from vision_reference.runs.pauses import SAVE, Begun, Pauses, pauses
 from vision_reference.soft_labels.provenance import describe_data, pixel_flags
 from vision_reference.soft_labels.stored_teachers import open_soft_labels
 
 GO_ON = "the same command with --resume auto goes on after the last finished epoch"
+GO_ON_WITHIN = "the same command with --resume auto goes on after {} of the {} images of epoch {}"
 
 
 def train_one_epoch(
-    learner: Learner, loader: Loader, machine: Machine, args: argparse.Namespace, epoch: int
+    learner: Learner,
+    loader: Loader,
+    machine: Machine,
+    args: argparse.Namespace,
+    epoch: int,
+    begun: Begun | None = None,
+    keep: Callable[[Begun], None] = lambda begun: None,
 ) -> dict[str, float]:
     """One pass over the training data; where ``loader`` brings a teacher's answers, the student learns from these.
+
+    Args:
+        begun: what was done of the epoch before, of which the rest is to follow.
+        keep: called after every update of the weights with what is done of the epoch.
 
     Returns:
         Averages over the epoch and all processes: loss, kd, ce, acc1 (percent); and images_per_second.
@@ -82,12 +96,18 @@ def train_one_epoch(
     student, optimizer, scaler, ema = learner.student, learner.optimizer, learner.scaler, learner.ema
     student.train()
     averages = TrainingAverages(machine.device)
-    progress = ProgressLine(epoch, args.epochs, len(loader), args.print_freq)
-    shown, images_seen, taught = averages.sums.clone(), 0, bool(args.teacher or args.soft_labels)
+    progress = ProgressLine(epoch, args.epochs, len(loader), args.print_freq, begun.seconds if begun else 0.0)
     misled = torch.zeros((), device=machine.device)  # steps in which the teacher's logits were not finite
     kd_loss = parse_kd_loss(args.kd_loss)
     update_sizes = images_per_update(loader.step_sizes, args.accumulate)
-    for step, (images, targets, _, *answers) in enumerate(loader.epoch(epoch)):
+    first = images_seen = 0
+    if begun:
+        first, images_seen = begun.batches(loader.step_sizes, args.accumulate, args.resume), begun.images
+        averages.sums += begun.sums
+        misled += begun.misled
+        learner.schedule.step_to(epoch, max(0, -(-first // args.accumulate) - 1), len(update_sizes))
+    shown, taught = averages.sums.clone(), bool(args.teacher or args.soft_labels)
+    for step, (images, targets, _, *answers) in enumerate(loader.epoch(epoch, first), first):
         update, place = divmod(step, args.accumulate)
         is_last = place == args.accumulate - 1 or step == len(loader) - 1
         if place == 0:
@@ -130,6 +150,8 @@ def train_one_epoch(
             lr = optimizer.param_groups[0]["lr"]
             print(progress.text(step, lr, averages.means(since=shown), images_seen, taught), flush=True)
             shown = averages.sums.clone()
+        if is_last:
+            keep(Begun(images_seen, averages.sums, misled, time.perf_counter() - progress.start))
     check_finite(learner, averages.global_means()["loss"], misled, epoch)
     seconds = time.perf_counter() - progress.start
     return {**averages.global_means(), "images_per_second": images_seen / seconds}
@@ -167,16 +189,25 @@ def evaluate(
     label_smoothing: float,
     max_suppression: float = 0.0,
     outcomes: Outcomes | None = None,
+    stop: Callable[[], int] = lambda: 0,
 ) -> dict[str, float]:
     """Exact loss, top-1 and top-5 (acc1, acc5; percent): every sample counts once, on any number of processes.
 
-    ``outcomes`` notes which of this process's images are right.
+    Args:
+        outcomes: notes which of this process's images are right.
+        stop: asked before each batch; a number other than 0 ends the evaluation.
+
+    Raises:
+        Terminated: on all processes, where one was to end.
     """
     model.eval()
     share_buffers(model)
     forward = FullBatches(model) if hasattr(model, "_orig_mod") else model  # a compiled one
-    sums = torch.zeros(4, dtype=torch.float64, device=machine.device)
+    sums, stopped = torch.zeros(5, dtype=torch.float64, device=machine.device), 0
     for images, labels, _ in loader.epoch(0):
+        if stopped := stop():
+            sums[4] = 1
+            break
         with machine.autocast():
             logits = forward(images)
         if outcomes is not None:
@@ -188,8 +219,10 @@ def evaluate(
             correct_in_top(logits, labels, 5),
             loss.new_tensor(len(labels)),
         ]
-        sums += torch.stack([count.double() for count in counts])
-    loss, top1, top5, images = sum_over_ranks(sums).tolist()
+        sums[:4] += torch.stack([count.double() for count in counts])
+    loss, top1, top5, images, stops = sum_over_ranks(sums).tolist()
+    if stops:
+        raise Terminated(stopped or signal.SIGTERM)
     return {"loss": loss / images, "acc1": 100 * top1 / images, "acc5": 100 * top5 / images}
 
 
@@ -215,19 +248,41 @@ def fix_randomness(args: argparse.Namespace, checkpoint: dict | None, rank: Rank
 
 
 def save(output: Path, learner: Learner, args: argparse.Namespace, epoch: int, results: dict) -> None:
-    """Write ``checkpoint.pth``; the same file becomes ``best.pth`` and ``model_<epoch>.pth`` where it is that.
+    """Write ``checkpoint.pth`` and before it, where it is that, ``best.pth`` and ``model_<epoch>.pth``.
+
+    ``checkpoint.pth`` comes last: a run that is killed before it repeats the epoch, and with it these files.
 
     Args:
         results: the entries ``best``, ``rng`` and ``description`` of a checkpoint.
     """
-    last = output / "checkpoint.pth"
     state = {**learner.state_dict(), "epoch": epoch, "arch": args.model, "args": vars(args), **results}
-    checkpoints.save_atomically(state, last)
-    if results["best"]["epoch"] == epoch:
-        atomic_copy(last, output / "best.pth")
+    names = ["best.pth"] * (results["best"]["epoch"] == epoch) + [f"model_{epoch}.pth"] * bool(args.keep_checkpoints)
+    first, *others = (output / name for name in (*names, "checkpoint.pth"))
+    checkpoints.save_atomically(state, first)
     if args.keep_checkpoints:
-        atomic_copy(last, output / f"model_{epoch}.pth")
-    checkpoints.prune_epoch_checkpoints(output, args.keep_checkpoints)
+        checkpoints.prune_epoch_checkpoints(output, args.keep_checkpoints)
+    for other in others:
+        atomic_copy(first, other)
+    (output / checkpoints.WITHIN_EPOCH).unlink(missing_ok=True)
+
+
+def save_within(
+    output: Path, learner: Learner, machine: Machine, args: argparse.Namespace, epoch: int, begun: Begun, results: dict
+) -> None:
+    """Write what there is of ``epoch`` to ``within_epoch.pth``; all processes have to call it.
+
+    Args:
+        results: the entries ``best`` and ``description`` of a checkpoint.
+
+    Raises:
+        UserError: the run has diverged.
+    """
+    check_finite(learner, 0.0, begun.misled, epoch)
+    within, rngs = begun.gathered(), gather_objects(checkpoints.capture_rng())
+    if machine.rank.is_main:
+        state = {**learner.state_dict(), "epoch": epoch - 1, "arch": args.model, "args": vars(args), "rng": rngs}
+        checkpoints.save_atomically({**state, "within": within, **results}, output / checkpoints.WITHIN_EPOCH)
+    barrier()  # torchrun ends all when one has ended
 
 
 def open_data(
@@ -369,22 +424,60 @@ def resume(
 
 
 def run_epoch(
-    learner: Learner, train_loader: Loader, val_loader: Loader, machine: Machine, args: argparse.Namespace, epoch: int
+    learner: Learner,
+    train_loader: Loader,
+    val_loader: Loader,
+    machine: Machine,
+    args: argparse.Namespace,
+    epoch: int,
+    begun: Begun | None,
+    wanted: Pauses,
+    save_begun: Callable[[Begun], None],
 ) -> tuple[dict, np.ndarray]:
-    """Train for an epoch and evaluate; the epoch's record, and which validation images the model then gets right.
+    """Train for an epoch, or for the rest of it, and evaluate.
+
+    Args:
+        begun: what was done of the epoch before.
+        wanted: says when to save within the epoch, and when to stop.
+        save_begun: saves what is done of the epoch.
+
+    Returns:
+        The epoch's record, and which validation images the model then gets right.
 
     Raises:
         UserError: the run diverged.
+        Terminated: it was to stop; what is done of the epoch is saved.
     """
-    began = time.perf_counter()
+    began = time.perf_counter() - (begun.seconds if begun else 0.0)
+    whole = sum(train_loader.step_sizes)
+
+    def keep(done: Begun) -> None:
+        nonlocal begun
+        begun = done
+        what = wanted.wanted()
+        if what > SAVE or (what == SAVE and done.images < whole):  # else the epoch's own checkpoint is near
+            save_begun(done)
+            wanted.saved()
+        if what > SAVE:
+            raise Terminated(what, GO_ON_WITHIN.format(done.images, whole, epoch + 1))
+
+    def evaluated(model: nn.Module, outcomes: Outcomes | None = None) -> dict[str, float]:
+        try:
+            return evaluate(
+                model, val_loader, machine, args.label_smoothing, args.max_suppression, outcomes, lambda: wanted.signal
+            )
+        except Terminated as stop:
+            save_begun(begun)
+            raise Terminated(stop.number, GO_ON_WITHIN.format(whole, whole, epoch + 1)) from None
+
     try:
-        trained = train_one_epoch(learner, train_loader, machine, args, epoch)
+        trained = train_one_epoch(learner, train_loader, machine, args, epoch, begun, keep)
     except ValueError as error:
         if "more than 1 value per channel" not in str(error):
             raise
         raise UserError("batch normalization cannot learn from a batch of one image; raise --batch-size") from None
     outcomes = Outcomes()
-    val = evaluate(learner.network, val_loader, machine, args.label_smoothing, args.max_suppression, outcomes)
+    val = evaluated(learner.network, outcomes)
     record = {
         "epoch": epoch,
         "lr": learner.optimizer.param_groups[0]["lr"],
@@ -398,7 +491,7 @@ def run_epoch(
         "images_per_second": trained["images_per_second"],
     }
     if learner.ema is not None:
-        val = evaluate(learner.ema, val_loader, machine, args.label_smoothing, args.max_suppression)
+        val = evaluated(learner.ema)
         record |= {"ema_val_loss": val["loss"], "ema_val_acc1": val["acc1"], "ema_val_acc5": val["acc5"]}
     if not all(math.isfinite(record[name]) for name in record if name.endswith("val_loss")):
         raise UserError(
@@ -416,7 +509,12 @@ def evaluate_checkpoint(args: argparse.Namespace, machine: Machine) -> None:
         UserError: there are no weights, or they were trained on other classes than the data has.
     """
     rank = machine.rank
-    source = str(checkpoints.resolve_resume(args.resume, args.output_dir) or args.init_weights or args.weights or "")
+    source = str(
+        checkpoints.resolve_resume(args.resume, args.output_dir, training=False)
+        or args.init_weights
+        or args.weights
+        or ""
+    )
     if not source:
         raise UserError(f"--resume auto: there is no checkpoint.pth in '{args.output_dir}' to evaluate")
     state, description = by_name.read_state(source, args.model if "model" in args.given else None, ema=args.model_ema)
@@ -467,8 +565,8 @@ def train(args: argparse.Namespace, machine: Machine) -> None:
         resume(learner, checkpoint, str(source), args, teachers, rank)
         start_epoch, best = checkpoint["epoch"] + 1, checkpoint["best"]
     if start_epoch >= args.epochs:
-        begun = f"{source} has all" if checkpoint else f"--start-epoch {start_epoch} leaves none of"
-        rank.say(f"nothing to do: {begun} {args.epochs} epochs")
+        why = f"{source} has all" if checkpoint else f"--start-epoch {start_epoch} leaves none of"
+        rank.say(f"nothing to do: {why} {args.epochs} epochs")
         return
 
     if not (output / "best.pth").is_file():  # going on in another folder: it is to have one of its own
@@ -480,26 +578,69 @@ def train(args: argparse.Namespace, machine: Machine) -> None:
                 "another --output-dir"
             )
         best = nothing
+    begun = None
+    if checkpoint and "within" in checkpoint:
+        begun = Begun.of(checkpoint["within"], rank, machine.device, str(source))
+        done = begun.batches(train_loader.step_sizes, args.accumulate, str(source))
+        rank.say(f"going on with epoch {start_epoch + 1} after {done} of its {len(train_loader)} batches")
     if rank.is_main:
-        begin_epochs(
-            output, vars(args), start_epoch, resumed=bool(source) and source.resolve().parent == output.resolve()
-        )
-        metrics = MetricsFile(output / "metrics.jsonl", start_epoch)
-    for epoch in range(start_epoch, args.epochs):
-        record, right = run_epoch(learner, train_loader, val_loader, machine, args, epoch)
+        begin_epochs(output, vars(args), start_epoch, source)
+
+    def describe(accuracy: dict[str, float]) -> dict:
+        return describe_run(vars(args), classes, accuracy, teachers)
+
+    with pauses(rank, args.save_every_minutes) as wanted:
+        loaders = train_loader, val_loader
+        epochs = range(start_epoch, args.epochs)
+        train_epochs(learner, loaders, machine, args, describe, epochs, best, begun, wanted)
+
+
+def train_epochs(
+    learner: Learner,
+    loaders: tuple[Loader, Loader],
+    machine: Machine,
+    args: argparse.Namespace,
+    describe: Callable[[dict[str, float]], dict],
+    epochs: range,
+    best: dict,
+    begun: Begun | None,
+    wanted: Pauses,
+) -> None:
+    """Train for ``epochs`` and keep what comes of each.
+
+    Args:
+        loaders: for training and for evaluation.
+        describe: what a checkpoint says of weights of a given accuracy.
+        best: ``acc1``, ``acc5`` and ``epoch`` of the best evaluation so far.
+        begun: what was done of the first of them before.
+        wanted: says when to save within an epoch, and when to stop.
+
+    Raises:
+        UserError: the run diverged.
+        Terminated: it was to stop; what is done of the epoch is saved.
+    """
+    rank, output = machine.rank, Path(args.output_dir)
+    metrics = MetricsFile(output / "metrics.jsonl", epochs.start) if rank.is_main else None
+    for epoch in epochs:
+
+        def save_begun(done: Begun, epoch: int = epoch, best: dict = best) -> None:
+            save_within(output, learner, machine, args, epoch, done, {"best": best, "description": describe({})})
+
+        record, right = run_epoch(learner, *loaders, machine, args, epoch, begun, wanted, save_begun)
+        begun = None
         kind = "ema_val" if learner.ema is not None else "val"
         acc1, acc5 = record[f"{kind}_acc1"], record[f"{kind}_acc5"]
         if acc1 > best["acc1"]:
             best = {"acc1": acc1, "acc5": acc5, "epoch": epoch}
         rngs = gather_objects(checkpoints.capture_rng())
-        if rank.is_main:
+        if metrics is not None:
             # The record comes first: should the checkpoint not follow, a resumed run repeats the epoch and its record.
             metrics.append(record)
             with atomic_file(output / "outcomes.npy") as file:
                 np.save(file, right)
             accuracy = {name.replace("val_", ""): value for name, value in record.items() if "val_acc" in name}
-            description = describe_run(vars(args), classes, accuracy, teachers)
-            save(output, learner, args, epoch, {"best": best, "rng": rngs, "description": description})
+            save(output, learner, args, epoch, {"best": best, "rng": rngs, "description": describe(accuracy)})
+        wanted.saved()
         rank.say(
             f"Epoch {epoch + 1}/{args.epochs} done in {record['seconds']:.1f} s: "
             f"Acc@1 {acc1:.3f}  Acc@5 {acc5:.3f}  (best {best['acc1']:.3f} in epoch {best['epoch'] + 1})"

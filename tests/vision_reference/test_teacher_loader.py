@@ -23,7 +23,7 @@ class Batches:
     def __len__(self):
         return len(self.step_sizes)
 
-    def epoch(self, number):
+    def epoch(self, number, first=0):
         images = number + torch.arange(5.0).unsqueeze(1)
         for labels in torch.arange(5).split(2):
             yield Batch(images[labels].to(self.device), labels.to(self.device), labels)
@@ -94,7 +94,7 @@ def noted_loader(streams):
     """A loader on an imitated GPU that notes when its batches are made."""
 
     class NotedBatches(Batches):
-        def epoch(self, number):
+        def epoch(self, number, first=0):
             for step, batch in enumerate(super().epoch(number)):
                 streams.note(f"batch {step}")
                 yield batch

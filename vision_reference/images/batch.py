@@ -30,5 +30,5 @@ class Loader(Protocol):
     def step_sizes(self) -> list[int]:
         """Images of each step, summed over processes; of a training loader only."""
 
-    def epoch(self, number: int) -> Iterator[Batch]:
-        """The batches of epoch ``number`` (from 0), the same whenever they are asked for."""
+    def epoch(self, number: int, first: int = 0) -> Iterator[Batch]:
+        """The batches of epoch ``number`` (from 0) from batch ``first`` on, the same whenever they are asked for."""

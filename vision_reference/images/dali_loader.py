@@ -10,6 +10,7 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import islice
 from typing import cast
 
 import numpy as np
@@ -119,8 +120,8 @@ class DaliLoader:
         """Images of each step, summed over processes."""
         return cast(TrainBatchSampler, self.batches).step_sizes
 
-    def epoch(self, number: int) -> Iterator[Batch]:
-        """The batches of epoch ``number``.
+    def epoch(self, number: int, first: int = 0) -> Iterator[Batch]:
+        """The batches of epoch ``number`` from batch ``first`` on.
 
         Raises:
             UserError: a file that cannot be read, with its path.
@@ -129,7 +130,7 @@ class DaliLoader:
         pipeline, self._pipeline = self._pipeline or self._build(), None
         self._in_flight.clear()
         with ThreadPoolExecutor(self.threads) as readers:
-            self._files = self._read_ahead(number, readers)
+            self._files = self._read_ahead(number, first, readers)
             while True:
                 try:
                     (images,) = pipeline.run()
@@ -148,10 +149,10 @@ class DaliLoader:
         """What is handed out beside the images of a batch: the labels (B,)."""
         return torch.tensor([self.samples[index][1] for index, _ in batch.keys])
 
-    def _read_ahead(self, epoch: int, readers: ThreadPoolExecutor) -> Iterator[list]:
+    def _read_ahead(self, epoch: int, first: int, readers: ThreadPoolExecutor) -> Iterator[list]:
         """Inputs of DALI's pipeline, batch by batch, the files of the next ones being read meanwhile."""
         waiting: deque = deque()
-        for keys in self.batches.epoch(epoch):
+        for keys in islice(self.batches.epoch(epoch), first, None):
             indices = [index for index, _ in keys]
             shares = [indices[start :: self.threads] for start in range(self.threads)]
             waiting.append((keys, [readers.submit(self._read, share) for share in shares]))

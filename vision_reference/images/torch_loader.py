@@ -1,7 +1,9 @@
 """Batches of images that are decoded and augmented by torchvision in worker processes."""
 
+import signal
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
 from typing import Any, cast
 
 import torch
@@ -106,7 +108,7 @@ class TorchvisionLoader:
             num_workers=workers,
             pin_memory=device.type == "cuda",
             persistent_workers=workers > 0,
-            worker_init_fn=_single_thread,
+            worker_init_fn=_begin_worker,
             # torch draws a seed for the workers when it starts them. Drawn from the global generator, a resumed run
             # would draw it once more than one that was never stopped, and its dropout would differ from then on.
             generator=torch.Generator(),
@@ -120,13 +122,13 @@ class TorchvisionLoader:
         """Images of each step, summed over processes."""
         return cast(TrainBatchSampler, self.batches).step_sizes
 
-    def epoch(self, number: int) -> Iterator[Batch]:
-        """The batches of epoch ``number``.
+    def epoch(self, number: int, first: int = 0) -> Iterator[Batch]:
+        """The batches of epoch ``number`` from batch ``first`` on.
 
         Raises:
             UserError: a file that cannot be read, with its path.
         """
-        self._order.epoch = number
+        self._order.epoch, self._order.first = number, first
         for images, targets in self._loader:
             # The bytes travel; layout and normalization are the device's work.
             images = images.to(self.device, non_blocking=True).contiguous(memory_format=self.memory_format)
@@ -140,7 +142,7 @@ class _Order:
 
     def __init__(self, batches: BatchSampler) -> None:
         self.batches = batches
-        self.epoch = 0
+        self.epoch = self.first = 0
         self.indices: deque[Tensor] = deque()
 
     def __len__(self) -> int:
@@ -148,7 +150,7 @@ class _Order:
 
     def __iter__(self) -> Iterator[list[Key]]:
         self.indices.clear()  # of an epoch that was not carried to its end
-        for keys in self.batches.epoch(self.epoch):
+        for keys in islice(self.batches.epoch(self.epoch), self.first, None):
             self.indices.append(torch.tensor([index for index, _ in keys]))
             yield keys
 
@@ -159,5 +161,9 @@ def _collate(items: list[tuple[Tensor, object]]) -> tuple[Tensor, Tensor]:
     return images.permute(0, 3, 1, 2), targets
 
 
-def _single_thread(_: int) -> None:
+def _begin_worker(_: int) -> None:
     torch.set_num_threads(1)
+    # A scheduler's warning reaches all processes; what it asks for is the training's to do, which needs its workers.
+    # These end when the training tells them to, or is no more.
+    for number in (signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)

@@ -22,6 +22,8 @@ What ``train.py`` writes is torchvision's format with more in it:
 ``best``          dict with ``acc1``, ``acc5`` (percent) and ``epoch`` of the best evaluation so far
 ``rng``           list with ``capture_rng()`` of every rank, in rank order
 ``description``   dict of class names, image sizes, normalization, accuracy, versions (see ``description.describe_run``)
+``within``        in ``within_epoch.pth`` only: how far the epoch after ``epoch`` (-1 before the first) has come, see
+                  ``runs.pauses.Begun``
 ``lskd_checksum`` SHA-256 of all of the above, compared when the file is read
 ================  ===================================================================================================
 """
@@ -46,6 +48,7 @@ from vision_reference.networks.description import recorded_arch, recorded_args
 from vision_reference.networks.heads import last_layer
 from vision_reference.networks.untrusted import ACCEPTED, OWN_MARK, load_file
 
+WITHIN_EPOCH = "within_epoch.pth"  # beside checkpoint.pth, only as long as it is ahead of that
 _CHECKSUM = OWN_MARK.decode()
 
 
@@ -131,9 +134,16 @@ def read_checkpoint(path: str | Path) -> dict:
             f"'{path}' has no {', '.join(missing)}, so training cannot go on from it; evaluate it with --test-only, or "
             "start a new run from its weights with --init-weights"
         )
-    kinds |= {"rng": list, "best": Mapping, "scaler": Mapping, "model_ema": Mapping, "description": Mapping}
+    kinds |= {
+        "within": Mapping,
+        "rng": list,
+        "best": Mapping,
+        "scaler": Mapping,
+        "model_ema": Mapping,
+        "description": Mapping,
+    }
     odd = [key for key, kind in kinds.items() if key in checkpoint and not isinstance(checkpoint[key], kind)]
-    if odd or checkpoint["epoch"] < 0:
+    if odd or checkpoint["epoch"] < (-1 if "within" in checkpoint else 0):
         raise UserError(f"'{path}' is damaged: its {', '.join(odd) or 'epoch'} is not what training writes there")
     return {**checkpoint, "args": recorded_args(checkpoint), "best": _best(checkpoint.get("best"), path)}
 
@@ -280,17 +290,20 @@ def prune_epoch_checkpoints(output_dir: str | Path, keep: int) -> None:
         path.unlink()
 
 
-def resolve_resume(resume: str, output_dir: str | Path) -> Path | None:
+def resolve_resume(resume: str, output_dir: str | Path, *, training: bool = True) -> Path | None:
     """The file that --resume means; None starts afresh.
 
     Args:
         resume: "" for none, "auto" for the last checkpoint of ``output_dir`` if there is one, else a file.
+        training: an epoch that was begun is to go on; otherwise the last finished one counts.
 
     Raises:
         UserError: the file does not exist.
     """
     if resume == "auto":
-        last = Path(output_dir) / "checkpoint.pth"
+        last, begun = Path(output_dir) / "checkpoint.pth", Path(output_dir) / WITHIN_EPOCH
+        if begun.is_file() and (training or not last.is_file()):
+            return begun
         return last if last.is_file() else None
     if not resume:
         return None

@@ -2,6 +2,7 @@
 
 ================  ===================================================================================================
 checkpoint.pth    the last epoch (``networks.checkpoints`` tells what is in it)
+within_epoch.pth  the next one as far as it came, in a run that was stopped, or with --save-every-minutes
 best.pth          the epoch of the best evaluation
 model_<N>.pth     the last epochs, as many as --keep-checkpoints says
 metrics.jsonl     one record per epoch
@@ -26,10 +27,11 @@ import torch
 
 from vision_reference.errors import UserError, some
 from vision_reference.files import atomic_file, remove_partials, try_lock
+from vision_reference.networks.checkpoints import WITHIN_EPOCH
 from vision_reference.networks.description import made_here
 from vision_reference.runs.metrics_file import last_epoch
 
-RESULTS = ("checkpoint.pth", "best.pth", "model_*.pth", "metrics.jsonl", "outcomes.npy")
+RESULTS = ("checkpoint.pth", WITHIN_EPOCH, "best.pth", "model_*.pth", "metrics.jsonl", "outcomes.npy")
 
 
 @contextmanager
@@ -60,19 +62,23 @@ def open_run_folder(folder: Path, resume: str, *, overwrite: bool) -> Iterator[N
                 raise
 
 
-def begin_epochs(folder: Path, args: dict, start_epoch: int, *, resumed: bool) -> None:
+def begin_epochs(folder: Path, args: dict, start_epoch: int, source: Path | None) -> None:
     """Make way for the results of the epochs from ``start_epoch`` on, and note what makes them.
 
     Results that a run started anew is to replace go now and not before, when all is ready to train.
 
     Args:
         args: the command line.
-        resumed: whether results of earlier epochs in this folder are this run's own.
+        source: the checkpoint that the run goes on from; where it lies in this folder, results of earlier epochs are
+            the run's own.
     """
+    resumed = source is not None and source.resolve().parent == folder.resolve()
     for pattern in RESULTS:
         for path in folder.glob(pattern):
             epoch = path.stem.removeprefix("model_")
-            if not resumed or (epoch.isdecimal() and int(epoch) >= start_epoch):
+            later = epoch.isdecimal() and int(epoch) >= start_epoch
+            other = path.name == WITHIN_EPOCH and (source is None or source.name != WITHIN_EPOCH)
+            if not resumed or later or other:
                 path.unlink()
     _write_json(folder / "args.json", args)
     environment = {
@@ -101,7 +107,9 @@ def _refuse_another_runs_results(folder: Path, resume: str) -> None:
     found = sorted(path.name for pattern in RESULTS for path in folder.glob(pattern) if path.stat().st_size)
     if resume == "auto":
         # A run that was stopped before its first checkpoint leaves a record at most.
-        own = "checkpoint.pth" in found or not any(name.endswith(".pth") for name in found)
+        own = bool({"checkpoint.pth", WITHIN_EPOCH}.intersection(found)) or not any(
+            name.endswith(".pth") for name in found
+        )
     else:
         own = bool(resume) and Path(resume).resolve().parent == folder.resolve()
     if not found or own:

@@ -38,7 +38,7 @@ def test_results_of_another_run_are_not_replaced_unasked(found, tmp_path):
 def test_files_that_no_run_wrote_are_in_nobodys_way(tmp_path):
     fill(tmp_path, ["thesis.txt", "weights.pth", "args.json", "log.txt"])
     with open_run_folder(tmp_path, "", overwrite=False):
-        begin_epochs(tmp_path, {}, 0, resumed=False)
+        begin_epochs(tmp_path, {}, 0, None)
     assert (tmp_path / "thesis.txt").read_text() == "thesis.txt"
     assert (tmp_path / "weights.pth").read_text() == "weights.pth"
 
@@ -47,7 +47,7 @@ def test_overwriting_clears_the_other_runs_results_when_the_first_epoch_begins_a
     fill(tmp_path, [*OLD, "thesis.txt"])
     with open_run_folder(tmp_path, "", overwrite=True):
         assert set(OLD) <= set(names_in(tmp_path))  # flags and data may still turn out to be wrong
-        begin_epochs(tmp_path, {}, 0, resumed=False)
+        begin_epochs(tmp_path, {}, 0, None)
     assert names_in(tmp_path) == ["args.json", "environment.json", "log.txt", "thesis.txt"]
 
 
@@ -55,7 +55,7 @@ def test_going_on_keeps_its_own_results(tmp_path):
     fill(tmp_path, [*OLD, "model_4.pth"])
     for resume in ("auto", str(tmp_path / "checkpoint.pth")):
         with open_run_folder(tmp_path, resume, overwrite=False):
-            begin_epochs(tmp_path, {}, 4, resumed=True)  # of the run that was stopped after saving this
+            begin_epochs(tmp_path, {}, 4, tmp_path / "checkpoint.pth")  # of the run that was stopped after saving this
     assert "model_4.pth" not in names_in(tmp_path)
     assert set(OLD) <= set(names_in(tmp_path))
 
@@ -109,7 +109,7 @@ def test_the_log_has_all_starts_and_how_they_ended(tmp_path, monkeypatch, capsys
 
 
 def test_the_command_line_and_the_environment_are_kept(tmp_path):
-    begin_epochs(tmp_path, {"lr": 0.1, "given": ["lr"], "teacher": None}, 0, resumed=False)
+    begin_epochs(tmp_path, {"lr": 0.1, "given": ["lr"], "teacher": None}, 0, None)
     assert json.loads((tmp_path / "args.json").read_text()) == {"lr": 0.1, "given": ["lr"], "teacher": None}
     environment = json.loads((tmp_path / "environment.json").read_text())
     assert {"code", "versions", "host", "time", "command", "cores", "processes", "gpus"} <= environment.keys()
