@@ -15,12 +15,12 @@ from fairseq.criterions.label_smoothed_cross_entropy import (
 )
 
 from ..errors import UserError
-from ..losses.by_name import is_own, parse_kd_loss
 from ..losses.fused import fused_distil
 from ..losses.kd import KdLoss, as_logits, same_entries
 from ..losses.soft_labels import TopKLogits
 from ..losses.word_level import distil
 from ..teachers.output_layer import adaptive_lprobs, plain_output_layer
+from .kd_loss_by_name import is_own, parse_kd_loss
 
 logger = logging.getLogger(__name__)
 

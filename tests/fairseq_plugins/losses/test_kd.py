@@ -5,8 +5,8 @@ import math
 import pytest
 import torch
 
+from fairseq_plugins.criterions.kd_loss_by_name import is_own, parse_kd_loss
 from fairseq_plugins.errors import UserError
-from fairseq_plugins.losses.by_name import is_own, parse_kd_loss
 from fairseq_plugins.losses.kd import LOSSES, NOTHING, as_logits, same_entries
 from fairseq_plugins.losses.soft_labels import ProjectedLogits, TopKLogits
 

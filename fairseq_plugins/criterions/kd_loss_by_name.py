@@ -1,4 +1,4 @@
-"""The loss that ``--kd-loss`` names, found and filled in: one of ``kd``, or a function of the user's own."""
+"""The loss that ``--kd-loss`` names, found and filled in: one of ``losses.kd``, or a function of the user's own."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from functools import partial
 from torch import Tensor
 
 from ..errors import UserError
-from .kd import LOSSES, KdLoss
+from ..losses.kd import LOSSES, KdLoss
 
 _FIXED = ("student_logits", "teacher_logits", "targets", "temperature")
 
