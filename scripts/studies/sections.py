@@ -56,6 +56,9 @@ CITATION = (
 )
 LARGEST_PANEL = 4_000_000  # bytes of one picture that is put into the page
 FEW_ROWS = 8  # of a table that is not folded away
+_GREY_LINES = (
+    "Thin grey lines below them: what another test set of this size might change, a bootstrap over its images. "
+)
 _DOTTED = (0, (1, 1.6))
 
 
@@ -185,7 +188,7 @@ def _scores(study: Study, comparison: Comparison, suffix: str) -> Section:
         )
         alt = _say_series(differences, f"difference to the plain teacher in {study.unit}")
         blocks.append(Picture(Drawing(f"differences{suffix}", draw), caption, alt))
-    blocks.append(_all_differences(study, comparison, names))
+    blocks += _all_differences(study, comparison, names)
     return Section("scores", title, blocks)
 
 
@@ -219,7 +222,7 @@ def _teacher_differences(comparison: Comparison, names: Mapping[Kind, str], look
     return series
 
 
-def _all_differences(study: Study, comparison: Comparison, names: Mapping[Kind, str]) -> Fold:
+def _all_differences(study: Study, comparison: Comparison, names: Mapping[Kind, str]) -> list[Block]:
     """Every teacher against the plain one at each T, and every T against the lowest for each teacher."""
     rows: list[Row] = []
     temperatures = comparison.temperatures
@@ -239,12 +242,15 @@ def _all_differences(study: Study, comparison: Comparison, names: Mapping[Kind, 
         differences = statistics.paired_differences(*map(scores_of, cells))
         if differences:
             rows.append([name, *_finding_cells(statistics.judge(list(differences.values())), noise_of(cells, (1, -1)))])
+    if not rows:
+        return []
+    unit = "" if study.unit == study.score_name else f", {study.unit}"
     caption = (
-        f"Differences in {study.score_name}, {study.unit}. All but those of the claims are exploratory: of so many, "
+        f"Differences in {study.score_name}{unit}. All but those of the claims are exploratory: of so many, "
         "some leave zero out by chance."
     )
     head = ["difference", "mean", "95 % over seeds", "p (one-sided)", "n", "test set's noise, 95 %"]
-    return Fold("All differences, in numbers", [Table(caption, head, rows)])
+    return [Fold("All differences, in numbers", [Table(caption, head, rows)])]
 
 
 def _finding_cells(finding: statistics.Finding, noise: Interval | None) -> list[str | Cell]:
@@ -288,8 +294,7 @@ def _claims(study: Study, claims: Sequence[Claim], suffix: str) -> Section:
     if any(claim.finding for claim in claims):
         caption = (
             "Claims. Diamonds are means, filled where there is a verdict; dots are seeds; thick lines 95 % t-intervals "
-            "over seeds. Thin grey lines below them: what another test set of this size might change, a bootstrap over "
-            "its images. Right of zero: as the paper claims."
+            f"over seeds. {'' if study.is_translation else _GREY_LINES}Right of zero: as the paper claims."
         )
         alt = "Forest plot. " + " ".join(_say_claim(claim) for claim in claims if claim.finding)
         blocks.append(Picture(Drawing(f"claims{suffix}", figures.forest(claims)), caption, alt))
