@@ -26,7 +26,7 @@ import os
 import shutil
 import sys
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +37,8 @@ from scripts.lib import jobs
 from scripts.studies import plan as planning
 from scripts.studies.plan import Planned
 from scripts.studies.schema import CONFIGS, IMAGES, TRANSLATION, Study, read_study
+from scripts.studies.tracking import set_environment, with_tracking
+from vision_reference.arguments import add_track
 from vision_reference.errors import UserError, run_command
 from vision_reference.files import atomic_file
 
@@ -67,6 +69,7 @@ def get_args_parser() -> argparse.ArgumentParser:
             help="how many at a time (default: one for each GPU; without any, each core)",
         )
         if name == "run":
+            add_track(command)
             command.add_argument("--fresh", action="store_true", help="remove the results of an earlier run first")
             command.add_argument(
                 "--launcher",
@@ -352,16 +355,19 @@ def run(
     at_once: int | None = None,
     launcher: Any = None,
     name: str = "study.py",
+    track: Sequence[str] = (),
 ) -> list[Planned]:
     """Run what is not finished; results.jsonl and study.json follow. Returns the plan.
 
     Raises:
-        UserError: the data is missing, or the folder is in use.
+        UserError: the data is missing, the folder is in use, or what tracks is not installed.
         SystemExit: jobs failed (1), or a signal stopped the run.
     """
     output = output.absolute()
     check_data(study, data)
     plan = make_plan(study, output, data)
+    if track:
+        plan = with_tracking(plan, track)
     try:
         output.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError):
@@ -374,6 +380,7 @@ def run(
             os.environ.setdefault(key, value)
     by_name = {planned.job.name: planned for planned in plan}
     with locked(output):
+        set_environment(track, study.title, output)
         before = read_facts(output).get("data")
         if before not in (None, str(data or study.data)):
             print(
@@ -486,7 +493,7 @@ def main() -> None:
         from scripts.lib.cluster import slurm
 
         launcher = slurm(args.output.absolute() / "cluster", args.slurm, args.jobs)
-    run(study, text, args.output, data=args.data, at_once=args.jobs, launcher=launcher)
+    run(study, text, args.output, data=args.data, at_once=args.jobs, launcher=launcher, track=args.track)
     look_into(study, args.output.absolute(), args.data)
     print(f"results: {args.output / 'results.jsonl'}; the page: {write_report(args.output)}")
 

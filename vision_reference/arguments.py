@@ -17,6 +17,7 @@ from vision_reference.images.presets import PRESETS
 if TYPE_CHECKING:
     from vision_reference.networks.description import Description
 
+TRACKERS = ("tensorboard", "wandb", "mlflow")  # of ``runs.tracking``
 TAILS = ("uniform", "drop", "bucket")  # of ``soft_labels.codec``, which needs torch
 
 _EPILOG = """examples:
@@ -42,7 +43,7 @@ _STORE_EPILOG = """examples:
 # Flags about where a run computes, reads and writes.
 _NOT_THE_RESULT = {
     "data_path", "output_dir", "resume", "start_epoch", "workers", "cache_dataset", "download", "device", "dist_url",
-    "world_size", "print_freq", "keep_checkpoints", "save_every_minutes",
+    "world_size", "print_freq", "keep_checkpoints", "save_every_minutes", "track", "unlabelled",
     "dali_device", "test_only", "teacher_weights", "init_weights", "weights", "soft_labels", "look_ahead", "overwrite",
     "debug", "given",
 }  # fmt: skip
@@ -119,6 +120,29 @@ def _device(text: str) -> str:
     return text
 
 
+class _Track(argparse.Action):
+    """Adds the services of one ``--track`` to those of others."""
+
+    def __call__(self, parser, namespace, values, option_string=None) -> None:
+        before = list(getattr(namespace, self.dest, None) or [])
+        names = [name.strip() for name in str(values).split(",")]
+        if unknown := [name for name in names if name not in TRACKERS]:
+            raise argparse.ArgumentError(self, f"'{unknown[0]}' is not one of {', '.join(TRACKERS)}")
+        setattr(namespace, self.dest, list(dict.fromkeys(before + names)))
+
+
+def add_track(group) -> None:
+    """``--track``, of training and of studies."""
+    group.add_argument(
+        "--track",
+        action=_Track,
+        default=[],
+        metavar="SERVICE[,SERVICE]",
+        help="also log each epoch to tensorboard, wandb (offline unless WANDB_API_KEY or WANDB_MODE is set) or mlflow "
+        "(into a folder unless MLFLOW_TRACKING_URI is set)",
+    )
+
+
 def _temperatures(text: str) -> list[float]:
     """An argparse type: positive numbers with commas between them, sorted."""
     return sorted({_temperature(part) for part in text.split(",")})
@@ -179,6 +203,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
                 name = "--" + flag.replace("_", "-")
                 raise UserError(f"{name} was given without --teacher; name the teacher's network or drop {name}")
     _check_soft_labels(args)
+    _check_unlabelled(args)
     if args.label_smoothing and args.max_suppression:
         raise UserError("--label-smoothing and --max-suppression hold down the same confidence; give one")
     if args.weights and args.init_weights:
@@ -353,6 +378,19 @@ def _check_soft_labels(args: argparse.Namespace) -> None:
             raise UserError(f"{flag} does not go with --soft-labels ({reason}); drop one of them")
 
 
+def _check_unlabelled(args: argparse.Namespace) -> None:
+    """Refuses what images without labels cannot be part of."""
+    if args.unlabelled is None:
+        return
+    if not (args.teacher or args.soft_labels):
+        raise UserError("--unlabelled: images without labels need a teacher; give --teacher or --soft-labels")
+    if args.kd_weight == 0:
+        raise UserError("--unlabelled with --kd-weight 0: images without labels would teach nothing; drop one of them")
+    for flag, given in (("--mixup-alpha", args.mixup_alpha), ("--cutmix-alpha", args.cutmix_alpha)):
+        if given:
+            raise UserError(f"{flag} mixes labels, which images of --unlabelled do not have; drop one of them")
+
+
 def _check_data(args: argparse.Namespace) -> None:
     """Refuses what the chosen data set or loader would have to ignore."""
     if args.download and args.dataset != "cub200":
@@ -389,6 +427,13 @@ def _add_data(group) -> None:
         metavar="NAME",
         help="imagefolder, cub200, or a function of your own as package.module:function, listing (path, class name) "
         "pairs for (folder, 'train' or 'val') (default: imagefolder)",
+    )
+    group.add_argument(
+        "--unlabelled",
+        type=_text,
+        metavar="DIR",
+        help="further training images without labels, any nested folder of them: the student learns from the teacher "
+        "alone what they are; each image counts once, and --kd-weight's other part is for those with labels",
     )
     group.add_argument(
         "--split",
@@ -643,6 +688,7 @@ def _add_weights(group) -> None:
         "the bit; SIGTERM and SIGUSR1 always save there and stop",
     )
     group.add_argument("--test-only", action="store_true", help="evaluate (see --resume, --weights) and stop")
+    add_track(group)
     group.add_argument("--print-freq", type=_count, default=10, help="steps between progress lines (default: 10)")
 
 

@@ -6,6 +6,7 @@
 import argparse
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,15 @@ from vision_reference.images.cub200 import cub200
 from vision_reference.images.dali_loader import DaliLoader, DaliViewLoader
 from vision_reference.images.dali_views import EvaluationView, StoredView, TrainingView
 from vision_reference.images.decoding import read_image, read_pixels
-from vision_reference.images.folders import Sample, Samples, check_same_classes, image_folder, split_off
+from vision_reference.images.folders import (
+    Sample,
+    Samples,
+    check_apart,
+    check_same_classes,
+    image_folder,
+    split_off,
+    unlabelled_images,
+)
 from vision_reference.images.own_data import own_data
 from vision_reference.images.pipelines import Normalize, evaluation_pipeline, training_pipeline
 from vision_reference.images.presets import PRESETS, Preset
@@ -35,14 +44,21 @@ class Data:
     """What there is to train and to evaluate on.
 
     Attributes:
-        train: (path, label) pairs; None where only evaluation was asked for.
+        train: (path, label) pairs, those without a label last; None where only evaluation was asked for.
         val: the same for evaluation.
         classes: their names; labels index them.
+        unlabelled: how many of the training images have no label.
     """
 
     train: Samples | None
     val: Samples
     classes: list[str]
+    unlabelled: int = 0
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Number of ``training``, ``unlabelled`` (part of these) and ``validation`` images."""
+        return {"training": len(self.train or ()), "unlabelled": self.unlabelled, "validation": len(self.val)}
 
 
 @dataclass(frozen=True)
@@ -50,13 +66,15 @@ class Source:
     """Where samples come from.
 
     Attributes:
-        root, dataset, split, download, cache, skip_unreadable: as ``--data-path``, ``--dataset`` and so on have them.
+        root, dataset, unlabelled, split, download, cache, skip_unreadable: as ``--data-path``, ``--dataset`` and so on
+            have them.
         workers: threads that look for broken files.
         report_to: folder for the list of those that are skipped.
     """
 
     root: Path
     dataset: str
+    unlabelled: Path | None
     split: float | None
     download: bool
     cache: bool
@@ -70,6 +88,7 @@ class Source:
         return cls(
             root=Path(args.data_path),
             dataset=args.dataset,
+            unlabelled=Path(args.unlabelled) if args.unlabelled else None,
             split=args.split,
             download=args.download,
             cache=args.cache_dataset,
@@ -198,7 +217,8 @@ def build_loaders(
             seed=seed,
             rank=rank.rank,
         )
-    rank.say(f"{len(data.train)} training and {len(data.val)} validation images, {len(data.classes)} classes")
+    without = f" ({data.unlabelled} of them without a label)" if data.unlabelled else ""
+    rank.say(f"{len(data.train)} training{without} and {len(data.val)} validation images, {len(data.classes)} classes")
     return train, val
 
 
@@ -276,13 +296,23 @@ def list_samples(source: Source, rank: Rank, *, training: bool = True) -> Data:
         good = readable_samples(samples, threads=usable_workers(source.workers), rank=rank, show_progress=rank.is_main)
         if rank.is_main and (note := report(name, samples, good, source.report_to)):
             rank.say(note)
+        if not good and name == "unlabelled":
+            raise UserError(f"none of the images in --unlabelled {source.unlabelled} can be read")
         had, have = ({label for _, label in some_samples} for some_samples in (samples, good))
         if lost := sorted(had - have):
             names = some([classes[label] for label in lost])
             raise UserError(f"none of the {name} images of {names} can be read; replace them, or remove the class")
         return good
 
-    return Data(kept("training", train) if train is not None else None, kept("validation", val), classes)
+    val = kept("validation", val)
+    if train is None:
+        return Data(None, val, classes)
+    train = kept("training", train)
+    if source.unlabelled is None:
+        return Data(train, val, classes)
+    unlabelled = kept("unlabelled", unlabelled_images(source.unlabelled))
+    check_apart(unlabelled, train, val)
+    return Data(Samples(chain(train, unlabelled)), val, classes, len(unlabelled))
 
 
 def _train_and_val(

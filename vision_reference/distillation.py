@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from vision_reference.losses.kd import KdLoss, kl
-from vision_reference.losses.labels import label_loss
+from vision_reference.losses.labels import label_loss, labelled_loss
 from vision_reference.networks.folding import fold_batch_norms
 from vision_reference.networks.full_batches import FullBatches
 from vision_reference.soft_labels.codec import average
@@ -37,8 +37,12 @@ def distillation_loss(
     label_smoothing: float,
     max_suppression: float = 0.0,
     kd_loss: KdLoss = kl,
+    unlabelled: bool = False,
 ) -> Losses:
     """``kd_weight * kd_loss + (1 - kd_weight) * cross entropy``; plain cross entropy where there is no teacher.
+
+    An image without a label has the first term alone. What a labelled one weighs does not depend on how many others
+    there are: the loss is the sum over images divided by B, with or without labels.
 
     Args:
         student_logits: (B, K).
@@ -49,7 +53,12 @@ def distillation_loss(
         label_smoothing: alpha of the student's own labels, from 0 to 1.
         max_suppression: alpha of MaxSup in the student's own cross entropy, see ``losses.labels``.
         kd_loss: what the student is to match, see ``losses.kd``; T^2 times the KL divergence by default.
+        unlabelled: there is a teacher, and ``targets`` (B,) may hold ``UNLABELLED``; ``ce`` is that of the others.
     """
+    if unlabelled and teacher_logits is not None:
+        ce, share = labelled_loss(student_logits, targets, label_smoothing, max_suppression)
+        kd = kd_loss(student_logits, teacher_logits, targets, temperature)
+        return Losses(kd_weight * kd + (1 - kd_weight) * share * ce, kd, ce)
     ce = label_loss(student_logits, targets, label_smoothing, max_suppression)
     if teacher_logits is None:
         return Losses(ce, torch.zeros_like(ce), ce)

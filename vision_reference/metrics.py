@@ -1,5 +1,6 @@
 """What a run reports of an epoch: running averages, a progress line, which images the student gets right."""
 
+import math
 import time
 
 import numpy as np
@@ -7,6 +8,7 @@ import torch
 from torch import Tensor
 
 from vision_reference.distillation import Losses
+from vision_reference.images.folders import UNLABELLED
 from vision_reference.machine import gather_objects, sum_over_ranks
 
 
@@ -45,19 +47,23 @@ class Outcomes:
 
 
 class TrainingAverages:
-    """Loss, its parts and top-1 accuracy over images, summed on the device so that no step waits for a number."""
+    """Loss, its parts and top-1 accuracy over images, summed on the device so that no step waits for a number.
+
+    Cross entropy and accuracy are means over the images that have a label.
+    """
 
     NAMES = ("loss", "kd", "ce", "acc1")
 
     def __init__(self, device: torch.device) -> None:
-        self.sums = torch.zeros(len(self.NAMES) + 1, dtype=torch.float64, device=device)
+        self.sums = torch.zeros(len(self.NAMES) + 2, dtype=torch.float64, device=device)
 
     def add(self, losses: Losses, logits: Tensor, targets: Tensor) -> None:
         """Count a batch of B images: logits (B, K), targets (B,) or, for mixed images, probabilities (B, K)."""
         labels = targets.argmax(dim=1) if targets.ndim == 2 else targets
-        correct = 100 * correct_in_top(logits.detach(), labels, 1) / len(labels)
-        means = [losses.total.detach(), losses.kd.detach(), losses.ce.detach(), correct, torch.ones_like(correct)]
-        self.sums += len(labels) * torch.stack([value.double() for value in means])
+        labelled = (labels != UNLABELLED).sum().double()
+        batch, correct = torch.full_like(labelled, len(labels)), 100 * correct_in_top(logits.detach(), labels, 1)
+        total, kd, ce = (loss.detach().double() for loss in losses)
+        self.sums += torch.stack([batch * total, batch * kd, labelled * ce, correct.double(), batch, labelled])
 
     def means(self, since: Tensor | None = None) -> dict[str, float]:
         """Averages of this process; with ``since`` (an earlier copy of ``sums``), of what came after it."""
@@ -68,8 +74,11 @@ class TrainingAverages:
         return self._divide(sum_over_ranks(self.sums))
 
     def _divide(self, sums: Tensor) -> dict[str, float]:
-        *totals, count = sums.tolist()
-        return {name: total / count for name, total in zip(self.NAMES, totals, strict=True)}
+        loss, kd, ce, correct, count, labelled = sums.tolist()
+        of_labels = {
+            name: total / labelled if labelled else math.nan for name, total in (("ce", ce), ("acc1", correct))
+        }
+        return {"loss": loss / count, "kd": kd / count, **of_labels}
 
 
 class ProgressLine:
@@ -97,8 +106,9 @@ class ProgressLine:
         elapsed = time.perf_counter() - self.start
         left = elapsed / (step + 1) * (self.steps - step - 1)
         kd = f"  kd {averages['kd']:.4f}" if teacher else ""
+        right = "no labels" if math.isnan(averages["acc1"]) else f"top-1 {averages['acc1']:.2f} %"
         return (
             f"{self.title}  [{step + 1:>{len(str(self.steps))}}/{self.steps}]  lr {lr:.4g}  "
-            f"loss {averages['loss']:.4f}{kd}  top-1 {averages['acc1']:.2f} %  "
+            f"loss {averages['loss']:.4f}{kd}  {right}  "
             f"{images / elapsed:.0f} images/s  ETA {int(left) // 60}:{int(left) % 60:02d}"
         )

@@ -37,7 +37,7 @@ import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from vision_reference.data import Loader, Look, Reading, Source, build_loaders, list_samples
+from vision_reference.data import Data, Loader, Look, Reading, Source, build_loaders, list_samples
 from vision_reference.distillation import Teacher, Teachers, distillation_loss
 from vision_reference.files import atomic_copy, atomic_file
 from vision_reference.images.presets import PRESETS
@@ -65,6 +65,7 @@ from vision_reference.networks.teachers import hash_weights, read_teacher
 from vision_reference.runs.folder import begin_epochs, goes_back, open_run_folder
 from vision_reference.runs.metrics_file import MetricsFile
 from vision_reference.runs.pauses import SAVE, Begun, Pauses, pauses
+from vision_reference.runs.tracking import Tracking
 from vision_reference.soft_labels.provenance import describe_data, pixel_flags
 from vision_reference.soft_labels.stored_teachers import open_soft_labels
 
@@ -98,7 +99,7 @@ def train_one_epoch(
     averages = TrainingAverages(machine.device)
     progress = ProgressLine(epoch, args.epochs, len(loader), args.print_freq, begun.seconds if begun else 0.0)
     misled = torch.zeros((), device=machine.device)  # steps in which the teacher's logits were not finite
-    kd_loss = parse_kd_loss(args.kd_loss)
+    kd_loss, unlabelled = parse_kd_loss(args.kd_loss), args.unlabelled is not None
     update_sizes = images_per_update(loader.step_sizes, args.accumulate)
     first = images_seen = 0
     if begun:
@@ -127,6 +128,7 @@ def train_one_epoch(
                     label_smoothing=args.label_smoothing,
                     max_suppression=args.max_suppression,
                     kd_loss=kd_loss,
+                    unlabelled=unlabelled,
                 )
             # DDP averages over processes; where their shares of the update differ in size, each counts by its images.
             share = len(images) * machine.rank.world_size / update_sizes[update]
@@ -287,8 +289,8 @@ def save_within(
 
 def open_data(
     args: argparse.Namespace, rank: Rank, device: torch.device, memory_format: torch.memory_format
-) -> tuple[Loader | None, Loader, list[str]]:
-    """The training loader (None with ``--test-only``), the evaluation loader, and the names of the classes.
+) -> tuple[Loader | None, Loader, Data]:
+    """The training loader (None with ``--test-only``), the evaluation loader, and what they show.
 
     Raises:
         UserError: data that is missing or makes no sense, flags that the chosen loader cannot serve, or stored soft
@@ -317,7 +319,7 @@ def open_data(
         mixup_alpha=args.mixup_alpha,
         cutmix_alpha=args.cutmix_alpha,
     )
-    return train_loader, val_loader, data.classes
+    return train_loader, val_loader, data
 
 
 def start_network(args: argparse.Namespace, classes: list[str], rank: Rank) -> nn.Module:
@@ -387,12 +389,14 @@ def add_teachers(
     return TeacherLoader(loader, ensemble, look_ahead=args.look_ahead), known
 
 
-def check_served(kd_loss: KdLoss, name: str, loader: Loader) -> None:
-    """A loss that needs all of a teacher's logits gets them.
+def check_served(kd_loss: KdLoss, name: str, loader: Loader, unlabelled: int) -> None:
+    """A loss that needs labels, or all of a teacher's logits, gets them.
 
     Raises:
-        UserError: the stored teachers have their largest logits only.
+        UserError: the stored teachers have their largest logits only, or there are ``unlabelled`` images.
     """
+    if unlabelled and getattr(kd_loss, "needs_labels", False):
+        raise UserError(f"--kd-loss {name} needs the label of each image; drop --unlabelled, or take another loss")
     if isinstance(loader, SoftLabelLoader) and not getattr(kd_loss, "takes_top_k", False):
         for store in loader.soft_labels.stores:
             if store.top_k is not None:
@@ -522,7 +526,8 @@ def evaluate_checkpoint(args: argparse.Namespace, machine: Machine) -> None:
     for note in follow_description(args, description):
         rank.say(note)
     fix_randomness(args, None, rank)
-    _, loader, classes = open_data(args, rank, machine.device, machine.memory_format)
+    _, loader, data = open_data(args, rank, machine.device, machine.memory_format)
+    classes = data.classes
     model = by_name.build_filled(args.model, len(classes), state, source)
     for note in by_name.match_classes(model, description, classes):
         rank.say(note)
@@ -532,8 +537,8 @@ def evaluate_checkpoint(args: argparse.Namespace, machine: Machine) -> None:
     rank.say(f"Test: loss {result['loss']:.4f}  Acc@1 {result['acc1']:.3f}  Acc@5 {result['acc5']:.3f}")
 
 
-def train(args: argparse.Namespace, machine: Machine) -> None:
-    """Train, or go on training, and keep what comes of it in ``--output-dir``.
+def train(args: argparse.Namespace, machine: Machine, tracking: Tracking) -> None:
+    """Train, or go on training, and keep what comes of it in ``--output-dir``; its record also goes to ``tracking``.
 
     Raises:
         UserError: a mistake in flags, data or files, or a run that diverged.
@@ -545,8 +550,9 @@ def train(args: argparse.Namespace, machine: Machine) -> None:
         rank.say(f"note: no checkpoint in '{output}' to go on from; starting anew")
     kd_loss = parse_kd_loss(args.kd_loss)
     fix_randomness(args, checkpoint, rank)
-    train_loader, val_loader, classes = open_data(args, rank, machine.device, machine.memory_format)
-    check_served(kd_loss, args.kd_loss, train_loader)
+    train_loader, val_loader, data = open_data(args, rank, machine.device, machine.memory_format)
+    classes = data.classes
+    check_served(kd_loss, args.kd_loss, train_loader, data.unlabelled)
     model = (
         resumed_network(args, checkpoint, str(source), classes) if checkpoint else start_network(args, classes, rank)
     )
@@ -585,14 +591,16 @@ def train(args: argparse.Namespace, machine: Machine) -> None:
         rank.say(f"going on with epoch {start_epoch + 1} after {done} of its {len(train_loader)} batches")
     if rank.is_main:
         begin_epochs(output, vars(args), start_epoch, source)
+        own = source is not None and source.resolve().parent == output.resolve()
+        tracking.begin(output, vars(args), start_epoch, resumed=own)
 
     def describe(accuracy: dict[str, float]) -> dict:
-        return describe_run(vars(args), classes, accuracy, teachers)
+        return describe_run(vars(args), classes, accuracy, teachers, data.counts)
 
     with pauses(rank, args.save_every_minutes) as wanted:
         loaders = train_loader, val_loader
         epochs = range(start_epoch, args.epochs)
-        train_epochs(learner, loaders, machine, args, describe, epochs, best, begun, wanted)
+        train_epochs(learner, loaders, machine, args, describe, epochs, best, begun, wanted, tracking)
 
 
 def train_epochs(
@@ -605,6 +613,7 @@ def train_epochs(
     best: dict,
     begun: Begun | None,
     wanted: Pauses,
+    tracking: Tracking,
 ) -> None:
     """Train for ``epochs`` and keep what comes of each.
 
@@ -614,6 +623,7 @@ def train_epochs(
         best: ``acc1``, ``acc5`` and ``epoch`` of the best evaluation so far.
         begun: what was done of the first of them before.
         wanted: says when to save within an epoch, and when to stop.
+        tracking: takes each epoch's record.
 
     Raises:
         UserError: the run diverged.
@@ -636,6 +646,7 @@ def train_epochs(
         if metrics is not None:
             # The record comes first: should the checkpoint not follow, a resumed run repeats the epoch and its record.
             metrics.append(record)
+            tracking.log(record)
             with atomic_file(output / "outcomes.npy") as file:
                 np.save(file, right)
             accuracy = {name.replace("val_", ""): value for name, value in record.items() if "val_acc" in name}
@@ -656,8 +667,8 @@ def main(args: argparse.Namespace) -> None:
         return evaluate_checkpoint(args, machine)
     output = Path(args.output_dir)
     hold = open_run_folder(output, args.resume, overwrite=args.overwrite) if machine.rank.is_main else nullcontext()
-    with hold:
-        train(args, machine)
+    with hold, Tracking(args.track) as tracking:
+        train(args, machine, tracking)
 
 
 if __name__ == "__main__":

@@ -164,7 +164,7 @@ class _Planner:
 
 
 _ORDER = (DATA, TEACHER, SEQUENCES, STORE, STUDENT, BASELINE, EVALUATION, COMPARISON)
-_OF_TEACHING = {"temperature", "answers", "kd-weight", "kd-tail", "kd-loss"}
+_OF_TEACHING = {"temperature", "answers", "kd-weight", "kd-tail", "kd-loss", "unlabelled"}
 
 
 class _Images(_Planner):

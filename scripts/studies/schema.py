@@ -34,7 +34,7 @@ _SET_HERE = {
     "--teacher-weights", "--soft-labels", "--keep-checkpoints", "--world-size", "--dist-url", "--download", "--help",
     "--overwrite", "--debug", "--track",
 }  # fmt: skip
-_OF_STUDENTS = {"temperature", "answers", "kd-weight", "kd-tail", "kd-loss"}
+_OF_STUDENTS = {"temperature", "answers", "kd-weight", "kd-tail", "kd-loss", "unlabelled"}
 
 
 class ConfigError(UserError):

@@ -22,6 +22,7 @@ def student(toy, command_line, plugin, tmp_path_factory):
     folder = tmp_path_factory.mktemp("student")
     experts = [shutil.copy(path, folder / name) for name, path in (("de.pt", toy.de), ("ru.pt", toy.ru))]
     teachers = ["--teachers", "en-de={},en-ru={}".format(*experts), "--save-dir", folder, "--max-update", 10]
+    teachers += ["--tensorboard-logdir", folder / "tensorboard"]
     run = command_line(
         "fairseq-train", *toy.multilingual, "--user-dir", plugin, *toy.task, *teachers, *toy.tiny, *toy.training
     )
@@ -45,6 +46,17 @@ def test_training_logs_what_the_student_learns_from_its_teachers(student):
     assert len(lines) == 10
     assert {"loss", "nll_loss", "kd_loss", "kd_agreement", "ppl"} <= lines[-1].keys()
     assert float(lines[-1]["kd_loss"]) < float(lines[0]["kd_loss"])
+
+
+def test_fairseqs_own_tensorboard_shows_the_plugins_figures(student):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(student[0].parent / "tensorboard" / "train_inner"))
+    events.Reload()
+    lines = [json.loads(line) for line in re.findall(r"train_inner \| (\{.*\})", student[1])]
+    for name in ("loss", "kd_loss", "kd_agreement"):
+        shown = [scalar.value for scalar in events.Scalars(name)]
+        assert shown == pytest.approx([float(line[name]) for line in lines], abs=2e-3)
 
 
 def test_checkpoint_holds_nothing_of_the_teachers(toy, student):

@@ -11,7 +11,8 @@ class Batch(NamedTuple):
 
     Attributes:
         images: (B, 3, H, W) float32, normalized, in the memory layout of the run.
-        targets: (B,) int64 class numbers; (B, K) class probabilities once images are mixed.
+        targets: (B,) int64 class numbers, ``folders.UNLABELLED`` where there is none; (B, K) class probabilities
+            once images are mixed.
         indices: (B,) int64 places of the samples in the data set, on the CPU.
     """
 

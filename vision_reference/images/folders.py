@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import overload
 
@@ -13,6 +14,7 @@ from vision_reference.errors import UserError, some
 from vision_reference.files import atomic_file, cache_file
 
 Sample = tuple[str, int]
+UNLABELLED = -1  # the label of an image without one
 ENDINGS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")  # torchvision's
 _LAYOUT = "--data-path needs train/ and val/, each with one folder of images per class"
 
@@ -95,8 +97,45 @@ def image_folder(root: Path, *, cache: bool = False) -> tuple[Samples, list[str]
     return samples, folders
 
 
+def unlabelled_images(root: Path) -> Samples:
+    """All images in and below a folder, without labels: folder by folder, sorted. Links are followed as in classes.
+
+    Raises:
+        UserError: the folder is missing, cannot be read, or holds no image.
+    """
+    if not root.is_dir():
+        raise UserError(f"--unlabelled {root} is {'a file' if root.exists() else 'not there'}; give a folder of images")
+    try:
+        paths = _Scan(root).everything()
+    except OSError as error:
+        raise UserError(f"cannot read {error.filename or root} ({error.strerror})") from None
+    if not paths:
+        raise UserError(f"--unlabelled {root} holds no images ({' '.join(ENDINGS)}), in subfolders neither")
+    return Samples((path, UNLABELLED) for path in paths)
+
+
+def check_apart(unlabelled: Iterable[Sample], *labelled: Iterable[Sample]) -> None:
+    """No unlabelled image is a training or validation image too, or occurs twice: by its file, whatever it is called.
+
+    Raises:
+        UserError: names both paths.
+    """
+    known: dict[tuple[int, int], str] = {}
+    try:
+        for path, _ in chain(*labelled):
+            status = os.stat(path)
+            known.setdefault((status.st_dev, status.st_ino), path)
+        for path, _ in unlabelled:
+            status = os.stat(path)
+            if other := known.get((status.st_dev, status.st_ino)):
+                raise UserError(f"--unlabelled: {path} and {other} are the same file; leave it out of one of the two")
+            known[status.st_dev, status.st_ino] = path
+    except OSError as error:
+        raise UserError(f"cannot read {error.filename} ({error.strerror})") from None
+
+
 class _Scan:
-    """One walk through all classes of a folder, which remembers where it has been."""
+    """One walk through a folder, all of it or class by class, which remembers where it has been."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -113,10 +152,18 @@ class _Scan:
         if empty:
             raise UserError(f"{self.root} has no images in the folder of {some(empty)}; fill or remove it")
 
+    def everything(self) -> list[str]:
+        self._enters(self.home, self.home, False)
+        return self._below(str(self.root), self.home)
+
     def _images(self, name: str) -> list[str]:
         top = os.path.join(self.root, name)
         if not self._enters(top, name, os.path.islink(top)):
             raise UserError(f"{top} is a link back to {os.path.realpath(top)}, not a class of its own; remove the link")
+        return self._below(top, name)
+
+    def _below(self, top: str, name: str) -> list[str]:
+        """Images in and below the folder ``top``, which is of the class ``name``."""
         waiting, found = [top], []
         while waiting:
             folder = waiting.pop()

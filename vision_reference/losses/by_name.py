@@ -15,7 +15,7 @@ _FIXED = ("student_logits", "teacher_logits", "targets", "temperature")
 
 
 def parse_kd_loss(text: str) -> KdLoss:
-    """The loss that ``--kd-loss`` names, its hyper-parameters filled in; ``takes_top_k`` says whether top-k stores do.
+    """The loss that ``--kd-loss`` names, its hyper-parameters filled in, with its ``takes_top_k`` and ``needs_labels``.
 
     Raises:
         UserError: no such loss, or hyper-parameters that it does not have or that are no numbers.
@@ -37,7 +37,8 @@ def parse_kd_loss(text: str) -> KdLoss:
             f"--kd-loss {text}: a loss takes {', '.join(_FIXED)} and hyper-parameters with defaults ({error})"
         ) from None
     loss = partial(function, **given)
-    loss.takes_top_k = getattr(function, "takes_top_k", False)  # type: ignore[attr-defined]
+    for about in ("takes_top_k", "needs_labels"):
+        setattr(loss, about, getattr(function, about, False))
     return loss
 
 

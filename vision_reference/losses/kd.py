@@ -9,6 +9,9 @@ of ``student_logits`` and ``teacher_logits`` (B, K) in any floating type, ``targ
 float32 or float64, to be weighted by ``--kd-weight``; no gradient may flow to the teacher. ``--kd-loss`` takes the name
 of one below or ``package.module:function``, and hyper-parameters after a colon: ``dkd:alpha=1,beta=8``.
 
+Where there are images without labels (``--unlabelled``) their class number is -1. A loss that cannot do without says
+so, by an attribute ``needs_labels = True``.
+
 Of several teachers, whose probabilities at T are averaged, ``teacher_logits`` is T times the logarithm of that mean:
 its softmax at T is the mean.
 
@@ -150,6 +153,7 @@ def ttm(student_logits: Tensor, teacher_logits: Tensor, targets: Tensor, tempera
 LOSSES: dict[str, Callable[..., Tensor]] = {loss.__name__: loss for loss in (kl, dkd, dist, standardized, ttm)}
 for _loss in (kl, dkd, dist, ttm):
     _loss.takes_top_k = True  # type: ignore[attr-defined]
+dkd.needs_labels = True  # type: ignore[attr-defined]
 
 
 def _class_numbers(targets: Tensor, name: str) -> Tensor:

@@ -4,6 +4,29 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+UNLABELLED = -1  # the class number of an image without a label, as `images.folders` has it
+
+
+def labelled_loss(
+    logits: Tensor, targets: Tensor, label_smoothing: float, max_suppression: float = 0.0
+) -> tuple[Tensor, Tensor]:
+    """``label_loss`` of the images that have a label, and their share of the batch.
+
+    Args:
+        logits: (B, K), any floating type.
+        targets: (B,) class numbers, ``UNLABELLED`` for an image without a label.
+        label_smoothing, max_suppression: see ``label_loss``.
+
+    Returns:
+        Scalars: the mean over the labelled images, 0 where there is none; and the share, from 0 to 1.
+    """
+    logits = logits.to(loss_type(logits))
+    labelled = targets != UNLABELLED
+    loss = F.cross_entropy(logits, targets, ignore_index=UNLABELLED, label_smoothing=label_smoothing, reduction="sum")
+    if max_suppression:
+        loss = loss + max_suppression * ((logits.amax(dim=1) - logits.mean(dim=1)) * labelled).sum()
+    return loss / labelled.sum().clamp(min=1), labelled.to(loss.dtype).mean()
+
 
 def label_loss(logits: Tensor, targets: Tensor, label_smoothing: float, max_suppression: float = 0.0) -> Tensor:
     """Cross entropy with label smoothing, or with the largest logit held down instead of the true one.

@@ -104,7 +104,11 @@ def from_checkpoint(checkpoint: object, source: str) -> Description:
 
 
 def describe_run(
-    args: Mapping, classes: Sequence[str], accuracy: Mapping[str, float], teachers: Sequence[Mapping[str, str]] = ()
+    args: Mapping,
+    classes: Sequence[str],
+    accuracy: Mapping[str, float],
+    teachers: Sequence[Mapping[str, str]] = (),
+    images: Mapping[str, int] | None = None,
 ) -> dict:
     """What ``train.py`` writes into its checkpoints under ``description``; plain values only.
 
@@ -113,6 +117,7 @@ def describe_run(
         classes: names in the order of the logits.
         accuracy: of the weights in this file, percent, by name (``acc1`` of ``model``, ``ema_acc1`` of ``model_ema``).
         teachers: of each, ``arch``, ``source`` (file or store) and ``weights_sha256``, as ``hash_weights`` has it.
+        images: how many there were, by name (``training``, ``unlabelled``, ``validation``).
     """
     preset = PRESETS[args["preset"]]
     return {
@@ -122,6 +127,7 @@ def describe_run(
         "mean": list(preset.mean),
         "std": list(preset.std),
         "accuracy": dict(accuracy),
+        "images": dict(images or {}),
         "teachers": [dict(teacher) for teacher in teachers],
         **made_here(),
         "time": datetime.now(timezone.utc).isoformat(timespec="seconds"),

@@ -9,6 +9,7 @@ metrics.jsonl     one record per epoch
 outcomes.npy      which validation images the last epoch's model gets right
 args.json         the command line, every flag with its value
 environment.json  code, libraries, machine and time of the last start
+tracking.json     with --track: names of the run at the services (``runs.tracking``)
 log.txt           what the run printed, all starts one after the other
 ================  ===================================================================================================
 """

@@ -55,7 +55,7 @@ class Begun:
         try:
             images, seconds = within["images"], within["seconds"]
             sums, misled = torch.stack(list(within["sums"])).double(), torch.tensor(within["misled"])
-            good = isinstance(images, int) and isinstance(seconds, float) and sums.shape[1:] == (5,)
+            good = isinstance(images, int) and isinstance(seconds, float) and sums.shape[1:] == (6,)
             good = good and images >= 0 and bool(sums.isfinite().all()) and misled.shape == sums.shape[:1]
             if not good:
                 raise ValueError

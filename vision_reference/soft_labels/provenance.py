@@ -49,21 +49,31 @@ def _boxes_say_it_all(stored: dict, given: dict) -> bool:
 def describe_data(samples: Sequence[tuple[str, int]], classes: Sequence[str]) -> dict:
     """Number of images, class names, and the SHA-256 of the list of relative paths, file sizes and labels, in order.
 
+    The paths of images without labels (label -1) count from a folder of their own.
+
     Cheap: no file is opened, so a changed image of the same size goes unnoticed.
 
     Raises:
         UserError: a file is gone.
     """
-    paths = [path for path, _ in samples]
-    root = os.path.commonpath([os.path.dirname(min(paths)), os.path.dirname(max(paths))])  # so it is that of all
-    digest = hashlib.sha256()
+    digest, unlabelled = hashlib.sha256(), 0
     try:
-        for path, label in samples:
-            digest.update(f"{path[len(root) :]}\0{os.stat(path).st_size}\0{label}\n".encode(errors="surrogateescape"))
+        for without in (False, True):
+            paths = [path for path, label in samples if (label < 0) is without]
+            if not paths:
+                continue
+            unlabelled = len(paths) if without else 0
+            first, last = os.path.dirname(min(paths)), os.path.dirname(max(paths))
+            root = os.path.commonpath([first, last])  # so it is that of all
+            for path, label in samples:
+                if (label < 0) is without:
+                    line = f"{path[len(root) :]}\0{os.stat(path).st_size}\0{label}\n"
+                    digest.update(line.encode(errors="surrogateescape"))
     except OSError as error:
         raise UserError(f"cannot read {error.filename} ({error.strerror})") from None
     return {
         "images": len(samples),
+        "unlabelled": unlabelled,
         "classes": len(classes),
         "class_names": list(classes),
         "sha256": digest.hexdigest(),

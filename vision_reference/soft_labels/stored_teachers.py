@@ -87,7 +87,7 @@ def check_belongs(store: Store, data: dict, pixels: dict) -> None:
     """
     for what, stored in (("classes", store.classes), ("images", store.images)):
         if stored != data[what]:
-            hint = "; --skip-unreadable must be given as it was then" if what == "images" else ""
+            hint = "; give --unlabelled and --skip-unreadable as they were then" if what == "images" else ""
             raise UserError(f"{store.folder} is about {stored} {what}, --data-path has {data[what]}{hint}")
     for number, (stored, given) in enumerate(zip(store.class_names or (), data["class_names"], strict=False)):
         if stored != given:

@@ -189,20 +189,20 @@ def test_all_processes_stop_after_the_same_batch(train, stopped_after, tmp_path)
     assert results(tmp_path / "stopped") == results(tmp_path / "straight")
 
 
-BEGUN = Begun(48, torch.arange(5.0).double(), torch.tensor(1.0), 2.5)
+BEGUN = Begun(48, torch.arange(6.0).double(), torch.tensor(1.0), 2.5)
 
 
 def test_what_is_begun_goes_on_with_other_processes_where_a_batch_ends():
     within = BEGUN.gathered()
     back = Begun.of(within, Rank(), torch.device("cpu"), "x")
-    assert (back.images, back.seconds, back.sums.tolist(), float(back.misled)) == (48, 2.5, [0, 1, 2, 3, 4], 1)
+    assert (back.images, back.seconds, back.sums.tolist(), float(back.misled)) == (48, 2.5, [0, 1, 2, 3, 4, 5], 1)
     assert back.batches([16, 16, 16, 16, 9], 1, "x") == 3
     assert back.batches([24, 24, 24, 1], 2, "x") == 2
     with pytest.raises(UserError, match="after 48 images, where with these batches no update ends"):
         back.batches([16, 16, 16, 16, 9], 2, "x")
     two = {**within, "sums": within["sums"] * 2, "misled": [1.0, 2.0]}
     shares = [Begun.of(two, Rank(rank, 3), torch.device("cpu"), "x") for rank in range(3)]
-    assert [share.sums.tolist() for share in shares] == [[0, 2, 4, 6, 8], [0] * 5, [0] * 5]
+    assert [share.sums.tolist() for share in shares] == [[0, 2, 4, 6, 8, 10], [0] * 6, [0] * 6]
     assert [float(share.misled) for share in shares] == [3, 0, 0]
 
 
