@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vision_reference.errors import UserError
-from vision_reference.images.presets import PRESETS
+from vision_reference.images.presets import INTERPOLATIONS, PRESETS, TENSOR_INTERPOLATIONS
 
 if TYPE_CHECKING:
     from vision_reference.networks.description import Description
@@ -45,7 +45,7 @@ _NOT_THE_RESULT = {
     "data_path", "output_dir", "resume", "start_epoch", "workers", "cache_dataset", "download", "device", "dist_url",
     "world_size", "print_freq", "keep_checkpoints", "save_every_minutes", "track", "unlabelled",
     "dali_device", "test_only", "teacher_weights", "init_weights", "weights", "soft_labels", "look_ahead", "overwrite",
-    "debug", "given",
+    "per_class", "debug", "given",
 }  # fmt: skip
 
 
@@ -100,6 +100,7 @@ def _text(text: str) -> str:
 _count, _natural = _number(int, 1), _number(int, 0)
 _positive, _non_negative = _number(float, 0, 1e30, open_low=True), _number(float, 0, 1e30)  # fit into a float32
 _share = _number(float, 0, 1)
+_spread = _number(float, 0, 1, open_low=True)
 _part = _number(float, 0, 0.9, open_low=True)
 _side = _number(int, 1, 4096)
 _seed = _number(int, 0, 2**63 - 1)  # what torch's, numpy's and Python's generators take
@@ -113,10 +114,10 @@ def _dataset(text: str) -> str:
     return text
 
 
-def _device(text: str) -> str:
-    """An argparse type: cpu, cuda or cuda:N."""
-    if not re.fullmatch(r"cpu|cuda(:\d+)?", text):
-        raise argparse.ArgumentTypeError(f"'{text}' is not cpu, cuda or cuda:N")
+def device_name(text: str) -> str:
+    """An argparse type: cpu, cuda, cuda:N or mps."""
+    if not re.fullmatch(r"cpu|cuda(:\d{1,3})?|mps(:0)?", text):
+        raise argparse.ArgumentTypeError(f"'{text}' is not cpu, cuda, cuda:N or mps")
     return text
 
 
@@ -180,13 +181,17 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     """
     args = get_args_parser().parse_args(argv)
     _fill_in_sizes(args, "train_crop_size", "val_resize_size", "val_crop_size")
+    _fill_in_colours(args)
     if args.test_only and not (args.resume or args.init_weights or args.weights):
         raise UserError(
             "--test-only without weights would evaluate a random network; give --resume (a checkpoint of any origin), "
             "--init-weights or --weights"
         )
-    if args.init_weights and "_Weights." not in args.init_weights and not Path(args.init_weights).is_file():
-        raise UserError(f"--init-weights: there is no checkpoint file '{args.init_weights}'")
+    _check_starts(args)
+    if args.per_class and Path(args.per_class).is_dir():
+        raise UserError(
+            f"--per-class {args.per_class} is a folder; give a file, such as {args.per_class}/per_class.csv"
+        )
     if args.teacher and not args.teacher_weights:
         raise UserError("--teacher needs --teacher-weights: an untrained teacher has nothing to teach")
     if args.teacher:
@@ -243,6 +248,7 @@ def parse_store_args(argv: list[str] | None = None) -> argparse.Namespace:
     """
     args = get_store_args_parser().parse_args(argv)
     _fill_in_sizes(args, "train_crop_size")
+    _fill_in_colours(args)
     for flag in ("teacher", "teacher_weights", "output_dir"):
         if not getattr(args, flag):
             raise UserError(f"--{flag.replace('_', '-')} is needed: see --help")
@@ -286,38 +292,36 @@ def follow_description(args: argparse.Namespace, description: "Description") -> 
     """Have evaluation images prepared as those of the weights' own evaluation, but for what the command line names.
 
     Args:
-        args: changed in place: preset, sizes, interpolation, backend.
+        args: changed in place: preset, sizes, mean, std, interpolation, backend.
         description: of the weights that are to be evaluated.
 
     Returns:
         Lines to tell the user: what was taken over, and which flags contradict the weights' own.
 
     Raises:
-        UserError: the weights' preset or its normalization is unknown here.
+        UserError: the weights' preset is unknown here, or the loader cannot do their interpolation.
     """
     own = {name: getattr(description, name) for name in ("preset", "val_resize_size", "val_crop_size", "interpolation")}
     own |= {name: description.args.get(name) for name in ("backend", "use_v2")}
+    own |= {"mean": description.mean and list(description.mean), "std": description.std and list(description.std)}
     own = {name: str(value).lower() if name == "backend" else value for name, value in own.items() if value is not None}
     against = {name: value for name, value in own.items() if name in args.given and getattr(args, name) != value}
     if "preset" not in against and "preset" in own and own["preset"] not in PRESETS:
         raise UserError(
             f"'{description.source}' was trained with --preset {own['preset']}, unknown here; give --preset"
         )
-    if "preset" in against:  # the sizes of the preset that was given, as for any other weights
-        own = {name: value for name, value in own.items() if not name.endswith("_size")}
+    if "preset" in against:  # sizes and colours of the preset that was given, as for any other weights
+        own = {name: value for name, value in own.items() if name not in ("mean", "std") and name[-5:] != "_size"}
     taken = {}
     for name in own.keys() - set(args.given):
         if getattr(args, name) != own[name]:
             taken[name] = own[name]
         setattr(args, name, own[name])
-    preset = PRESETS[args.preset]
-    if "preset" not in against and description.mean is not None:
-        ours, theirs = (*preset.mean, *preset.std), (*description.mean, *(description.std or preset.std))
-        if any(abs(one - other) > 1e-6 for one, other in zip(ours, theirs, strict=True)):
-            raise UserError(
-                f"'{description.source}' was trained on pixels with mean {description.mean} and std {description.std}, "
-                f"which is not --preset {args.preset}; give the --preset that it is"
-            )
+    usual = {name: list(getattr(PRESETS[args.preset], name)) for name in ("mean", "std")}
+    taken = {name: value for name, value in taken.items() if value != usual.get(name)}
+    for name in usual.keys() - own.keys() - set(args.given):  # the preset may be another one now
+        setattr(args, name, usual[name])
+    _check_interpolation(args)
     notes = []
     if taken:
         notes.append(f"note: images are prepared as {description.source} says: {_as_flags(taken)}")
@@ -330,7 +334,40 @@ def follow_description(args: argparse.Namespace, description: "Description") -> 
 
 
 def _as_flags(values: dict) -> str:
-    return " ".join(f"--{name.replace('_', '-')} {value}" for name, value in sorted(values.items()))
+    return " ".join(f"--{name.replace('_', '-')} {_as_given(value)}" for name, value in sorted(values.items()))
+
+
+def _as_given(value: object) -> str:
+    return " ".join(f"{part:g}" for part in value) if isinstance(value, list | tuple) else str(value)
+
+
+def follow_start(args: argparse.Namespace, description: "Description") -> str | None:
+    """Have a run show its images as the weights that it starts from saw theirs, but for what the command line names.
+
+    That is for weights of timm and of the Hub, which come with colours, sizes and interpolation of their own; those of
+    torchvision are trained on as in torchvision's recipe, by the preset.
+
+    Args:
+        args: changed in place: mean, std, interpolation and, without --preset, the sizes.
+
+    Returns:
+        A line to tell the user; None where nothing changes.
+
+    Raises:
+        UserError: the loader cannot do their interpolation.
+    """
+    names = ["mean", "std", "interpolation"]
+    if "preset" not in args.given:
+        names += ["train_crop_size", "val_resize_size", "val_crop_size"]
+    taken = {}
+    for name in names:
+        own = getattr(description, name)
+        own = list(own) if isinstance(own, tuple) else own
+        if own is not None and name not in args.given and getattr(args, name) != own:
+            setattr(args, name, own)
+            taken[name] = own
+    _check_interpolation(args)
+    return f"note: images are prepared as {description.source} says: {_as_flags(taken)}" if taken else None
 
 
 def changed_flags(before: dict, now: dict) -> str:
@@ -357,6 +394,21 @@ def _fill_in_sizes(args: argparse.Namespace, *names: str) -> None:
             size = round(size * args.image_size / preset.val_crop_size)
             args.given = sorted({*args.given, name})
         setattr(args, name, size)
+
+
+def _fill_in_colours(args: argparse.Namespace) -> None:
+    """Mean and std that were not given: the preset's."""
+    for name in ("mean", "std"):
+        if getattr(args, name) is None:
+            setattr(args, name, list(getattr(PRESETS[args.preset], name)))
+
+
+def _check_starts(args: argparse.Namespace) -> None:
+    """Refuses weights to start from that are neither a file nor a name of any."""
+    for flag, source in (("--weights", args.weights), ("--init-weights", args.init_weights)):
+        named = source and (source.startswith(("timm:", "hf://")) or "_Weights." in source)
+        if source and not named and not Path(source).is_file():
+            raise UserError(f"{flag}: there is no file '{source}', nor is it a name such as ResNet18_Weights.DEFAULT")
 
 
 def _check_soft_labels(args: argparse.Namespace) -> None:
@@ -397,6 +449,7 @@ def _check_data(args: argparse.Namespace) -> None:
         raise UserError("--download fetches CUB-200-2011 only; give --dataset cub200 or drop it")
     if args.split and args.dataset != "imagefolder":
         raise UserError(f"--split is for --dataset imagefolder; {args.dataset} has a split of its own")
+    _check_interpolation(args)
     if args.loader != "dali":
         if args.dali_device:
             raise UserError("--dali-device was given without --loader dali; give both or neither")
@@ -410,6 +463,23 @@ def _check_data(args: argparse.Namespace) -> None:
     for flag, given in unknown_to_dali.items():
         if given:
             raise UserError(f"{flag} has no equal in the DALI loader; drop it or use --loader torchvision")
+
+
+def _check_interpolation(args: argparse.Namespace) -> None:
+    """Refuses filters that the chosen way to resize or to augment does not have."""
+    allowed, way = INTERPOLATIONS, ""
+    if args.loader == "dali":
+        allowed, way = TENSOR_INTERPOLATIONS, "--loader dali"
+    elif args.backend == "tensor":
+        allowed, way = TENSOR_INTERPOLATIONS, "--backend tensor"
+    if args.auto_augment and (args.backend == "tensor" or args.auto_augment == "augmix"):
+        allowed, way = ("bilinear", "nearest"), f"--auto-augment {args.auto_augment} of tensors"
+    elif args.auto_augment:
+        allowed, way = TENSOR_INTERPOLATIONS, f"--auto-augment {args.auto_augment}"
+    if args.interpolation not in allowed:
+        raise UserError(
+            f"--interpolation {args.interpolation} does not go with {way}, which takes {', '.join(allowed)}"
+        )
 
 
 def _add_data(group) -> None:
@@ -481,7 +551,17 @@ def _add_views(group) -> None:
         metavar="N",
         help="crops of N pixels in training and evaluation; resizing before the latter by the preset's proportion",
     )
-    group.add_argument("--interpolation", choices=("bilinear", "bicubic", "nearest"), default="bilinear")
+    group.add_argument(
+        "--interpolation",
+        choices=INTERPOLATIONS,
+        default="bilinear",
+        metavar="NAME",
+        help=f"how images are resized: {', '.join(INTERPOLATIONS)}; tensors and DALI know the first "
+        f"{len(TENSOR_INTERPOLATIONS)} (default: bilinear)",
+    )
+    colours = "of pixels scaled to 0..1, three numbers for red, green and blue (default: the preset's)"
+    group.add_argument("--mean", type=_share, nargs=3, metavar=("R", "G", "B"), help="mean " + colours)
+    group.add_argument("--std", type=_spread, nargs=3, metavar=("R", "G", "B"), help="standard deviation " + colours)
     policies = ("ra", "ta_wide", "augmix", "imagenet", "cifar10", "svhn")
     group.add_argument(
         "--auto-augment",
@@ -550,7 +630,7 @@ def _add_teacher(group) -> None:
         type=_text,
         metavar="X[,X2]",
         help="its weights: a checkpoint file (ours, torchvision's, *.pth.tar, a state dict, safetensors) or a "
-        "torchvision weights name such as ResNet50_Weights.IMAGENET1K_V1; for several, in the order of --teacher",
+        "name as for --weights, such as ResNet50_Weights.IMAGENET1K_V1; for several, in the order of --teacher",
     )
 
 
@@ -647,14 +727,15 @@ def _add_weights(group) -> None:
     group.add_argument(
         "--weights",
         type=_text,
-        metavar="NAME",
-        help="start from torchvision weights, such as ResNet50_Weights.IMAGENET1K_V2",
+        metavar="X",
+        help="start from trained weights by name: torchvision's, such as ResNet50_Weights.IMAGENET1K_V2; timm:NAME; "
+        "hf://owner/name, a repository of safetensors on the Hugging Face Hub",
     )
     group.add_argument(
         "--init-weights",
         type=_text,
         metavar="X",
-        help="start from these weights: a file in any accepted format or a torchvision weights name",
+        help="start from these weights: a file in any accepted format or a name as for --weights",
     )
     group.add_argument(
         "--output-dir",
@@ -689,6 +770,12 @@ def _add_weights(group) -> None:
     )
     group.add_argument("--test-only", action="store_true", help="evaluate (see --resume, --weights) and stop")
     add_track(group)
+    group.add_argument(
+        "--per-class",
+        type=_text,
+        metavar="FILE.csv",
+        help="write how many validation images of each class are right, after each epoch or with --test-only",
+    )
     group.add_argument("--print-freq", type=_count, default=10, help="steps between progress lines (default: 10)")
 
 
@@ -748,7 +835,7 @@ def _add_schedule(group) -> None:
         "--lr-warmup-method", type=str.lower, default="constant", help="constant or linear, stepped each epoch"
     )
     group.add_argument(
-        "--lr-warmup-decay", type=_positive, default=0.01, help="factor at the warm-up's start (default: 0.01)"
+        "--lr-warmup-decay", type=_non_negative, default=0.01, help="factor at the warm-up's start (default: 0.01)"
     )
     group.add_argument(
         "--lr-warmup-per-step",
@@ -760,9 +847,10 @@ def _add_schedule(group) -> None:
 def _add_machine(group) -> None:
     group.add_argument(
         "--device",
-        type=_device,
+        type=device_name,
         default="cuda",
-        help="cuda, cuda:N for one of several GPUs, or cpu; falls back to cpu where no GPU is (default: cuda)",
+        help="cuda, cuda:N for one of several GPUs, mps (Apple's), or cpu; falls back to cpu where no GPU is "
+        "(default: cuda)",
     )
     group.add_argument(
         "--amp",

@@ -28,7 +28,7 @@ from vision_reference.images.folders import (
 )
 from vision_reference.images.own_data import own_data
 from vision_reference.images.pipelines import Normalize, evaluation_pipeline, training_pipeline
-from vision_reference.images.presets import PRESETS, Preset
+from vision_reference.images.presets import Preset, chosen
 from vision_reference.images.samplers import BatchSampler, EvalBatchSampler, TrainBatchSampler
 from vision_reference.images.torch_loader import ImageDataset, TorchvisionLoader, ViewDataset
 from vision_reference.images.unreadable_files import readable_samples, report
@@ -127,9 +127,9 @@ class Look:
     """How images are shown: what, with a sample's seed, decides on its pixels.
 
     Attributes:
-        preset: normalization, and the augmentation in training.
+        preset: normalization, and the augmentation in training, with the colours of --mean and --std.
         train_crop_size, val_resize_size, val_crop_size: sides in pixels.
-        interpolation: bilinear, bicubic or nearest.
+        interpolation: one of ``presets.INTERPOLATIONS``.
         backend, use_v2, auto_augment, ra_magnitude, augmix_severity, random_erase: see ``pipelines.training_pipeline``;
             nothing of these is done through DALI.
     """
@@ -149,7 +149,7 @@ class Look:
     @classmethod
     def of(cls, args: argparse.Namespace) -> "Look":
         """What the flags ask for."""
-        preset = PRESETS[args.preset]
+        preset = chosen(args.preset, args.mean, args.std)
         return cls(
             preset=preset,
             train_crop_size=args.train_crop_size,

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING
 if not __package__:  # run as a file: the root of the clone takes the place of its own folder
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from vision_reference.analysis.flags import Parser
+from vision_reference.analysis.flags import SOURCES, Parser
 from vision_reference.errors import UserError, run_command
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         UserError: flags that contradict each other.
     """
     parser = Parser("export.py", __doc__ or "")
-    parser.add_argument("checkpoint", help="a checkpoint or a torchvision weights name, as for predict.py")
+    parser.add_argument("checkpoint", help=SOURCES)
     parser.add_argument("--format", required=True, choices=FORMATS, help="what to write")
     parser.add_argument("--output", required=True, type=Path, metavar="FILE|DIR", help="file, or folder for the Hub")
     parser.add_argument("--int8", action="store_true", help="onnx: 8-bit integers, calibrated on --images")
@@ -82,6 +82,7 @@ def main(args: argparse.Namespace) -> None:
         "architecture": description.arch,
         "classes": list(description.classes or map(str, range(count))),
         "input": {
+            "preset": description.preset,
             "resize_shorter_side": description.val_resize_size,
             "center_crop": description.val_crop_size,
             "interpolation": description.interpolation,

@@ -4,6 +4,7 @@ These are loaders around another loader, see ``images.batch.Loader``; where ther
 its logits come with the batch.
 """
 
+import time
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
@@ -14,6 +15,7 @@ from torchvision.transforms import v2
 from vision_reference.distillation import Teacher, Teachers
 from vision_reference.images.batch import Batch, Loader
 from vision_reference.images.samplers import combine_seeds, seeded
+from vision_reference.soft_labels.codec import widest_type
 from vision_reference.soft_labels.stored_teachers import SoftLabels
 
 
@@ -29,6 +31,34 @@ class TaughtBatch(NamedTuple):
     targets: Tensor
     indices: Tensor
     logits: Tensor
+
+
+class TimedLoader:
+    """Another loader's batches, and how long one had to wait for them.
+
+    Attributes:
+        waited: seconds of the epoch that was begun last.
+    """
+
+    def __init__(self, loader: Loader) -> None:
+        self.loader = loader
+        self.step_sizes = loader.step_sizes
+        self.waited = 0.0
+
+    def __len__(self) -> int:
+        return len(self.loader)
+
+    def epoch(self, number: int, first: int = 0) -> Iterator:
+        """The batches of epoch ``number`` from batch ``first`` on."""
+        self.waited = 0.0
+        batches = iter(self.loader.epoch(number, first))
+        while True:
+            began = time.perf_counter()
+            batch = next(batches, None)
+            self.waited += time.perf_counter() - began
+            if batch is None:
+                return
+            yield batch
 
 
 class MixingLoader:
@@ -107,6 +137,8 @@ class SoftLabelLoader:
             logits = self.soft_labels.logits(number, indices.numpy())
             if images.device.type == "cuda":
                 logits = logits.pin_memory()
+            elif logits.dtype == torch.float64:
+                logits = logits.to(widest_type(images.device))
             yield TaughtBatch(images, targets, indices, logits.to(images.device, non_blocking=True))
 
 
@@ -132,6 +164,11 @@ class TeacherLoader:
 
     def __len__(self) -> int:
         return len(self.loader)
+
+    @property
+    def waited(self) -> float:
+        """Seconds that were waited for images, not for the teacher; 0 where nobody measures."""
+        return getattr(self.loader, "waited", 0.0)
 
     def epoch(self, number: int, first: int = 0) -> Iterator[TaughtBatch]:
         """The batches of epoch ``number`` from batch ``first`` on, with the teacher's answers."""

@@ -4,6 +4,7 @@ import ctypes
 import faulthandler
 import os
 import platform
+import resource
 import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -76,9 +77,12 @@ def choose_machine(
     if broken_amx:
         rank.say("note: this machine claims AMX but ends programs that use it: --amp does without")
     if device.type != torch.device(asked).type:
-        rank.say("note: no GPU found, running on the CPU")
+        apple = "; --device mps takes Apple's GPU" if torch.backends.mps.is_available() else ""
+        rank.say(f"note: no GPU found, running on the CPU{apple}")
+    if device.type == "mps" and amp:
+        raise UserError("--amp scales gradients in float64 numbers, which Apple's GPUs do not have; drop --amp")
     # Cards before Ampere would emulate bf16: torch counts that as support unless asked not to.
-    has_bf16 = device.type == "cpu" or torch.cuda.is_bf16_supported(including_emulation=False)
+    has_bf16 = device.type != "cuda" or torch.cuda.is_bf16_supported(including_emulation=False)
     if amp_dtype == "bf16" and not has_bf16:
         raise UserError("this GPU has no bf16; use --amp-dtype fp16")
     chosen = torch.bfloat16 if amp_dtype == "bf16" or (amp_dtype is None and has_bf16) else torch.float16
@@ -99,7 +103,7 @@ def choose_device(asked: str, place: Rank | None) -> torch.device:
     """The device of this process: the CPU where there is no GPU, otherwise the GPU asked for or this process's own.
 
     Args:
-        asked: cpu, cuda or cuda:N.
+        asked: cpu, cuda, cuda:N or mps.
         place: this process among others; each of them has its own GPU, whether it sees all of its machine (torchrun)
             or only its own (SLURM with one GPU bound to each task).
 
@@ -107,6 +111,12 @@ def choose_device(asked: str, place: Rank | None) -> torch.device:
         UserError: there is no GPU of that number, or torchrun started more processes than there are GPUs.
     """
     device = torch.device(asked)
+    if device.type == "mps":
+        if not torch.backends.mps.is_available():
+            return torch.device("cpu")
+        if place is not None and place.world_size > 1:
+            raise UserError(f"--device mps is one GPU, but {place.world_size} processes run; start one")
+        return torch.device("mps", 0)
     if device.type == "cpu" or not torch.cuda.is_available():
         return torch.device("cpu")
     visible = torch.cuda.device_count()
@@ -119,6 +129,21 @@ def choose_device(asked: str, place: Rank | None) -> torch.device:
     if (started := _started_here()) > visible:
         raise UserError(f"{started} processes on a machine with {visible} visible GPUs; start at most {visible}")
     return torch.device("cuda", place.local_rank % visible if place else 0)
+
+
+def memory_in_use(device: torch.device) -> dict[str, float]:
+    """Gigabytes (1e9 bytes): ``host`` of this process, and ``gpu`` that torch holds of ``device`` where that is one."""
+    statm = Path("/proc/self/statm")
+    if statm.is_file():
+        host = int(statm.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    else:  # the most that there was; macOS counts it in bytes
+        host = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    used = {"host": host / 1e9}
+    if device.type == "cuda":
+        used["gpu"] = torch.cuda.memory_reserved(device) / 1e9
+    elif device.type == "mps":
+        used["gpu"] = torch.mps.driver_allocated_memory() / 1e9
+    return used
 
 
 def usable_workers(asked: int) -> int:

@@ -10,6 +10,7 @@ from torch import Tensor
 from vision_reference.distillation import Losses
 from vision_reference.images.folders import UNLABELLED
 from vision_reference.machine import gather_objects, sum_over_ranks
+from vision_reference.soft_labels.codec import widest_type
 
 
 def correct_in_top(logits: Tensor, labels: Tensor, k: int) -> Tensor:
@@ -28,10 +29,24 @@ class Outcomes:
 
     def __init__(self) -> None:
         self._batches: list[Tensor] = []
+        self._labels: list[Tensor] = []
 
     def add(self, logits: Tensor, labels: Tensor) -> None:
         """Note a batch of this process: logits (B, K), labels (B,)."""
         self._batches.append(in_top(logits, labels, 1).to(torch.uint8))
+        self._labels.append(labels)
+
+    def by_class(self, classes: int) -> np.ndarray:
+        """(K, 2) images of each class and how many of them are right, over all processes, every one of which must call.
+
+        Args:
+            classes: K.
+        """
+        counts = np.zeros((classes, 2), np.int64)
+        for right, labels in zip(self._batches, self._labels, strict=True):
+            np.add.at(counts[:, 0], labels.cpu().numpy(), 1)
+            np.add.at(counts[:, 1], labels.cpu().numpy(), right.cpu().numpy())
+        return np.sum(gather_objects(counts), axis=0)
 
     def gather(self) -> np.ndarray:
         """One uint8 for each validation image, in the data set's order: 1 where top-1 is right, else 0.
@@ -55,15 +70,16 @@ class TrainingAverages:
     NAMES = ("loss", "kd", "ce", "acc1")
 
     def __init__(self, device: torch.device) -> None:
-        self.sums = torch.zeros(len(self.NAMES) + 2, dtype=torch.float64, device=device)
+        self.sums = torch.zeros(len(self.NAMES) + 2, dtype=widest_type(device), device=device)
 
     def add(self, losses: Losses, logits: Tensor, targets: Tensor) -> None:
         """Count a batch of B images: logits (B, K), targets (B,) or, for mixed images, probabilities (B, K)."""
         labels = targets.argmax(dim=1) if targets.ndim == 2 else targets
-        labelled = (labels != UNLABELLED).sum().double()
+        wide = self.sums.dtype
+        labelled = (labels != UNLABELLED).sum().to(wide)
         batch, correct = torch.full_like(labelled, len(labels)), 100 * correct_in_top(logits.detach(), labels, 1)
-        total, kd, ce = (loss.detach().double() for loss in losses)
-        self.sums += torch.stack([batch * total, batch * kd, labelled * ce, correct.double(), batch, labelled])
+        total, kd, ce = (loss.detach().to(wide) for loss in losses)
+        self.sums += torch.stack([batch * total, batch * kd, labelled * ce, correct.to(wide), batch, labelled])
 
     def means(self, since: Tensor | None = None) -> dict[str, float]:
         """Averages of this process; with ``since`` (an earlier copy of ``sums``), of what came after it."""
@@ -81,34 +97,107 @@ class TrainingAverages:
         return {"loss": loss / count, "kd": kd / count, **of_labels}
 
 
-class ProgressLine:
-    """Rate, remaining time and current figures every ``every`` steps of an epoch.
+class RunClock:
+    """How long a run still takes: what it has left, at the pace of the epoch before.
 
     Args:
-        epoch, epochs: number of this one, from 0, and of all.
-        steps: in the epoch.
-        every: steps from one line to the next.
+        epochs: of the whole run.
+    """
+
+    def __init__(self, epochs: int) -> None:
+        self.epochs = epochs
+        self.evaluation = 0.0  # seconds an epoch spends on anything but training, once one is over
+
+    def note(self, epoch: float, training: float) -> None:
+        """An epoch is over that took so many seconds in all, and so many to train."""
+        self.evaluation = epoch - training
+
+    def left(self, epoch: int, elapsed: float, share: float) -> float:
+        """Seconds to the end of the run.
+
+        Args:
+            epoch: the one under way, from 0.
+            elapsed: seconds since it began.
+            share: of its steps that is done, above 0.
+        """
+        training = elapsed / share
+        return training - elapsed + self.evaluation + (self.epochs - epoch - 1) * (training + self.evaluation)
+
+
+class ProgressLine:
+    """Figures, rate, what the time goes on and what is left of it, every ``every`` steps of an epoch.
+
+    Args:
+        epoch: from 0.
+        steps: of an epoch.
+        every: steps between lines.
+        clock: of the run.
         passed: seconds that the epoch has taken before, where it was interrupted.
     """
 
-    def __init__(self, epoch: int, epochs: int, steps: int, every: int, passed: float = 0.0) -> None:
-        self.title = f"Epoch {epoch + 1}/{epochs}"
+    def __init__(self, epoch: int, steps: int, every: int, clock: RunClock, passed: float = 0.0) -> None:
+        self.epoch = epoch
         self.steps = steps
         self.every = every
+        self.clock = clock
         self.start = time.perf_counter() - passed
 
     def due(self, step: int) -> bool:
         """Whether step number ``step`` (from 0) is shown."""
         return step % self.every == 0 or step == self.steps - 1
 
-    def text(self, step: int, lr: float, averages: dict[str, float], images: int, teacher: bool) -> str:
-        """The line after step number ``step`` and ``images`` images of all processes."""
-        elapsed = time.perf_counter() - self.start
-        left = elapsed / (step + 1) * (self.steps - step - 1)
+    def text(
+        self, step: int, lr: float, averages: dict[str, float], images: int, teacher: bool, waited: float, memory: str
+    ) -> str:
+        """The line after step number ``step``.
+
+        Args:
+            averages: of the steps since the last line.
+            images: of all processes since the epoch began.
+            teacher: whether there is one.
+            waited: seconds that this process has waited for data since then.
+            memory: what is in use.
+        """
+        elapsed, done = time.perf_counter() - self.start, (step + 1) / self.steps
         kd = f"  kd {averages['kd']:.4f}" if teacher else ""
         right = "no labels" if math.isnan(averages["acc1"]) else f"top-1 {averages['acc1']:.2f} %"
         return (
-            f"{self.title}  [{step + 1:>{len(str(self.steps))}}/{self.steps}]  lr {lr:.4g}  "
-            f"loss {averages['loss']:.4f}{kd}  {right}  "
-            f"{images / elapsed:.0f} images/s  ETA {int(left) // 60}:{int(left) % 60:02d}"
+            f"Epoch {self.epoch + 1}/{self.clock.epochs}  [{step + 1:>{len(str(self.steps))}}/{self.steps}]  "
+            f"lr {lr:.4g}  loss {averages['loss']:.4f}{kd}  {right}  "
+            f"{images / elapsed:.0f} images/s  data {100 * waited / elapsed:.0f} %  {memory}  "
+            f"ETA {duration(elapsed / done - elapsed)}, run {duration(self.clock.left(self.epoch, elapsed, done))}"
         )
+
+
+class SlowProgress:
+    """A line now and then about steps that usually are over before one is due.
+
+    Args:
+        title: what the steps are.
+        steps: how many.
+        every: seconds between lines.
+    """
+
+    def __init__(self, title: str, steps: int, every: float = 10.0) -> None:
+        self.title = title
+        self.steps = steps
+        self.every = every
+        self.done = 0
+        self.start = self.last = time.perf_counter()
+
+    def step(self) -> str | None:
+        """Count a step; the line, if one is due."""
+        self.done += 1
+        now = time.perf_counter()
+        if now - self.last < self.every:
+            return None
+        self.last = now
+        left = (now - self.start) * (self.steps / self.done - 1)
+        return f"{self.title}  [{self.done:>{len(str(self.steps))}}/{self.steps}]  ETA {duration(left)}"
+
+
+def duration(seconds: float) -> str:
+    """Time as m:ss, from an hour on as h:mm:ss."""
+    minutes, rest = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"

@@ -22,7 +22,8 @@ from typing import TYPE_CHECKING
 if not __package__:  # run as a file: the root of the clone takes the place of its own folder
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from vision_reference.analysis.flags import Parser, count
+from vision_reference.analysis.flags import DEVICES, SOURCES, Parser, count
+from vision_reference.arguments import device_name
 from vision_reference.errors import UserError, run_command, some
 
 if TYPE_CHECKING:
@@ -42,7 +43,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = Parser("predict.py", __doc__ or "")
     parser.add_argument(
         "checkpoint",
-        help="a checkpoint (ours, torchvision's, *.pth.tar, a state dict, safetensors) or a torchvision weights name",
+        help=SOURCES,
     )
     parser.add_argument("images", nargs="*", metavar="IMAGE|FOLDER|-", help="pictures; -: paths on standard input")
     parser.add_argument("--model", metavar="NAME", help="the network, where the file does not name it")
@@ -60,7 +61,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("-b", "--batch-size", type=count, default=32, help="pictures at a time (default: 32)")
     parser.add_argument("-j", "--workers", type=count, default=4, help="threads that read pictures (default: 4)")
-    parser.add_argument("--device", default="cuda", help="cpu, cuda, cuda:N; the CPU where there is no GPU")
+    parser.add_argument("--device", type=device_name, default="cuda", help=DEVICES)
     args = parser.parse_intermixed_args(argv)
     if bool(args.images) == bool(args.confusion):
         raise UserError("give pictures (files, folders, or - for paths on standard input), or --confusion DATA")
@@ -153,7 +154,7 @@ class Predictor:
                 if pixels:
                     with torch.inference_mode():
                         images = self.normalize(torch.stack(pixels).to(self.device))
-                        probabilities = self.network(images).double().softmax(dim=1)
+                        probabilities = self.network(images).cpu().double().softmax(dim=1)
                         values, indices = probabilities.topk(min(top, len(self.classes)), dim=1)
                     rows = iter(zip(values.tolist(), indices.tolist(), strict=True))
                 for path, image in zip(batch, found, strict=True):

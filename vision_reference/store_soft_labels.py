@@ -38,7 +38,7 @@ from tqdm import tqdm
 from vision_reference.data import Look, Reading, Source, list_samples, view_loader
 from vision_reference.distillation import Teacher
 from vision_reference.images.batch import Batch, Loader
-from vision_reference.images.presets import PRESETS
+from vision_reference.images.presets import chosen
 from vision_reference.images.samplers import ViewBatchSampler, view_seed
 from vision_reference.machine import Rank, barrier, choose_machine, from_main
 from vision_reference.networks.heads import check_input_sizes
@@ -69,7 +69,8 @@ def main(args: argparse.Namespace) -> None:
     samples, classes = data.train, data.classes
     if args.top_k and args.top_k >= len(classes):
         raise UserError(f"--top-k {args.top_k} of {len(classes)} classes leaves nothing out; drop it to store them all")
-    trained = read_teacher(args.teacher, args.teacher_weights, classes, PRESETS[args.preset], temperatures=())
+    preset = chosen(args.preset, args.mean, args.std)
+    trained = read_teacher(args.teacher, args.teacher_weights, classes, preset, temperatures=())
     check_input_sizes("teacher", args.teacher, trained.network, {args.train_crop_size})
     for note in trained.notes:
         rank.say(note)
@@ -180,7 +181,7 @@ def make_block(
     views["seed"] = [view_seed(plan["views"]["seed"], block.view, index) for index in range(block.start, block.stop)]
     errors, place = 0, 0
     for images, geometry, _ in shown:
-        logits = teacher(images).float()
+        logits = _encodable(teacher(images).float())
         if not logits.isfinite().all():
             raise UserError("the teacher's logits are not finite; its weights are damaged, or --amp does not suit it")
         errors += error_sums(logits, labels["top_k"]).numpy()
@@ -192,6 +193,11 @@ def make_block(
     return records, errors
 
 
+def _encodable(logits: torch.Tensor) -> torch.Tensor:
+    """Logits where they can be encoded, which takes float64: Apple's GPUs have none."""
+    return logits.cpu() if logits.device.type == "mps" else logits
+
+
 def check(stored: Store, teacher: Teacher, show: Show, count: int) -> bool:
     """Recompute ``count`` random views and print how far the stored ones are off; whether that is tolerable.
 
@@ -201,7 +207,7 @@ def check(stored: Store, teacher: Teacher, show: Show, count: int) -> bool:
     drawn = np.sort(np.random.default_rng().choice(total, min(count, total), replace=False))
     parts = [(view, (drawn[drawn // stored.images == view] % stored.images).tolist()) for view in range(stored.count)]
     loader = show(parts, lambda view, index: int(stored.views["seed"][view, index]))
-    answers = [(teacher(images).double().cpu(), geometry.cpu()) for images, geometry, _ in loader.epoch(0)]
+    answers = [(teacher(images).float().cpu().double(), geometry.cpu()) for images, geometry, _ in loader.epoch(0)]
     logits, geometry = (torch.cat(part) for part in zip(*answers, strict=True))
     boxes, records = (part.reshape(-1)[drawn] for part in (stored.views, stored.labels))
     moved = int((np.c_[boxes["box"], boxes["flip"]] != geometry.numpy()).any(axis=1).sum())

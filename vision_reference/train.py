@@ -12,6 +12,8 @@
 """
 
 import argparse
+import csv
+import io
 import math
 import os
 import random
@@ -26,7 +28,7 @@ from pathlib import Path
 if not __package__:  # run as a file: the root of the clone takes the place of its own folder
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from vision_reference.arguments import changed_flags, follow_description, named_teachers, parse_args
+from vision_reference.arguments import changed_flags, follow_description, follow_start, named_teachers, parse_args
 from vision_reference.errors import Terminated, UserError, run_command, some
 
 if __name__ == "__main__":  # before torch is imported, which takes seconds: --help and mistakes are answered at once
@@ -40,10 +42,10 @@ from torch.nn.parallel import DistributedDataParallel
 from vision_reference.data import Data, Loader, Look, Reading, Source, build_loaders, list_samples
 from vision_reference.distillation import Teacher, Teachers, distillation_loss
 from vision_reference.files import atomic_copy, atomic_file
-from vision_reference.images.presets import PRESETS
+from vision_reference.images.presets import chosen
 from vision_reference.images.samplers import combine_seeds
 from vision_reference.learner import Learner, build_learner
-from vision_reference.loaders import SoftLabelLoader, TeacherLoader
+from vision_reference.loaders import SoftLabelLoader, TeacherLoader, TimedLoader
 from vision_reference.losses.by_name import parse_kd_loss
 from vision_reference.losses.kd import KdLoss
 from vision_reference.losses.labels import label_loss
@@ -54,18 +56,20 @@ from vision_reference.machine import (
     choose_machine,
     from_main,
     gather_objects,
+    memory_in_use,
     share_buffers,
     sum_over_ranks,
 )
-from vision_reference.metrics import Outcomes, ProgressLine, TrainingAverages, correct_in_top
-from vision_reference.networks import by_name, checkpoints, heads
-from vision_reference.networks.description import describe_run, from_checkpoint, recorded_teachers
+from vision_reference.metrics import Outcomes, ProgressLine, RunClock, SlowProgress, TrainingAverages, correct_in_top
+from vision_reference.networks import by_name, checkpoints, heads, pretrained
+from vision_reference.networks.description import Description, describe_run, from_checkpoint, recorded_teachers
 from vision_reference.networks.full_batches import FullBatches
 from vision_reference.networks.teachers import hash_weights, read_teacher
 from vision_reference.runs.folder import begin_epochs, goes_back, open_run_folder
 from vision_reference.runs.metrics_file import MetricsFile
 from vision_reference.runs.pauses import SAVE, Begun, Pauses, pauses
 from vision_reference.runs.tracking import Tracking
+from vision_reference.soft_labels.codec import widest_type
 from vision_reference.soft_labels.provenance import describe_data, pixel_flags
 from vision_reference.soft_labels.stored_teachers import open_soft_labels
 
@@ -81,15 +85,18 @@ def train_one_epoch(
     epoch: int,
     begun: Begun | None = None,
     keep: Callable[[Begun], None] = lambda begun: None,
+    clock: RunClock | None = None,
 ) -> dict[str, float]:
     """One pass over the training data; where ``loader`` brings a teacher's answers, the student learns from these.
 
     Args:
         begun: what was done of the epoch before, of which the rest is to follow.
         keep: called after every update of the weights with what is done of the epoch.
+        clock: of the run.
 
     Returns:
-        Averages over the epoch and all processes: loss, kd, ce, acc1 (percent); and images_per_second.
+        Averages over the epoch and all processes: loss, kd, ce, acc1 (percent); images_per_second; and the seconds that
+        it took.
 
     Raises:
         UserError: the loss or the weights are no finite numbers any more.
@@ -97,14 +104,15 @@ def train_one_epoch(
     student, optimizer, scaler, ema = learner.student, learner.optimizer, learner.scaler, learner.ema
     student.train()
     averages = TrainingAverages(machine.device)
-    progress = ProgressLine(epoch, args.epochs, len(loader), args.print_freq, begun.seconds if begun else 0.0)
+    passed = begun.seconds if begun else 0.0
+    progress = ProgressLine(epoch, len(loader), args.print_freq, clock or RunClock(args.epochs), passed)
     misled = torch.zeros((), device=machine.device)  # steps in which the teacher's logits were not finite
     kd_loss, unlabelled = parse_kd_loss(args.kd_loss), args.unlabelled is not None
     update_sizes = images_per_update(loader.step_sizes, args.accumulate)
     first = images_seen = 0
     if begun:
         first, images_seen = begun.batches(loader.step_sizes, args.accumulate, args.resume), begun.images
-        averages.sums += begun.sums
+        averages.sums += begun.sums.to(averages.sums.dtype).to(machine.device)
         misled += begun.misled
         learner.schedule.step_to(epoch, max(0, -(-first // args.accumulate) - 1), len(update_sizes))
     shown, taught = averages.sums.clone(), bool(args.teacher or args.soft_labels)
@@ -150,13 +158,20 @@ def train_one_epoch(
         images_seen += loader.step_sizes[step]
         if machine.rank.is_main and progress.due(step):
             lr = optimizer.param_groups[0]["lr"]
-            print(progress.text(step, lr, averages.means(since=shown), images_seen, taught), flush=True)
+            means, used = averages.means(since=shown), memory_in_use(machine.device)
+            memory = "memory " + ", ".join(f"{place} {size:.1f}" for place, size in used.items()) + " GB"
+            waited = getattr(loader, "waited", 0.0)
+            print(progress.text(step, lr, means, images_seen, taught, waited, memory), flush=True)
             shown = averages.sums.clone()
         if is_last:
             keep(Begun(images_seen, averages.sums, misled, time.perf_counter() - progress.start))
     check_finite(learner, averages.global_means()["loss"], misled, epoch)
     seconds = time.perf_counter() - progress.start
-    return {**averages.global_means(), "images_per_second": images_seen / seconds}
+    return {
+        **averages.global_means(),
+        "images_per_second": images_seen / seconds,
+        "seconds": seconds,
+    }
 
 
 def images_per_update(step_sizes: Sequence[int], accumulate: int) -> list[int]:
@@ -195,6 +210,8 @@ def evaluate(
 ) -> dict[str, float]:
     """Exact loss, top-1 and top-5 (acc1, acc5; percent): every sample counts once, on any number of processes.
 
+    If it takes long, it says how far it is.
+
     Args:
         outcomes: notes which of this process's images are right.
         stop: asked before each batch; a number other than 0 ends the evaluation.
@@ -205,7 +222,8 @@ def evaluate(
     model.eval()
     share_buffers(model)
     forward = FullBatches(model) if hasattr(model, "_orig_mod") else model  # a compiled one
-    sums, stopped = torch.zeros(5, dtype=torch.float64, device=machine.device), 0
+    progress = SlowProgress("Evaluation", len(loader))
+    sums, stopped = torch.zeros(5, dtype=widest_type(machine.device), device=machine.device), 0
     for images, labels, _ in loader.epoch(0):
         if stopped := stop():
             sums[4] = 1
@@ -221,7 +239,9 @@ def evaluate(
             correct_in_top(logits, labels, 5),
             loss.new_tensor(len(labels)),
         ]
-        sums[:4] += torch.stack([count.double() for count in counts])
+        sums[:4] += torch.stack([count.to(sums.dtype) for count in counts])
+        if line := progress.step():
+            machine.rank.say(line)
     loss, top1, top5, images, stops = sum_over_ranks(sums).tolist()
     if stops:
         raise Terminated(stopped or signal.SIGTERM)
@@ -322,16 +342,45 @@ def open_data(
     return train_loader, val_loader, data
 
 
-def start_network(args: argparse.Namespace, classes: list[str], rank: Rank) -> nn.Module:
-    """The network that a new run starts from: drawn, or with the weights of ``--init-weights`` or ``--weights``.
+def settle_start(
+    args: argparse.Namespace, checkpoint: dict | None, rank: Rank
+) -> tuple[dict[str, torch.Tensor], Description] | None:
+    """The weights that a new run starts from (None: drawn), and ``args`` brought in line with how these see images.
+
+    A run that goes on does as it did.
 
     Raises:
-        UserError: there are no such weights, or they do not fit.
+        UserError: there are no such weights.
     """
     source = args.init_weights or args.weights
     if not source:
-        return by_name.build_model(args.model, len(classes))
+        return None
+    follows = source.startswith((pretrained.TIMM, pretrained.HUB))
+    if checkpoint:
+        if follows:
+            follow_start(args, from_checkpoint(checkpoint, source))
+        return None
     state, description = by_name.read_state(source, args.model)
+    if follows and (note := follow_start(args, description)):
+        rank.say(note)
+    return state, description
+
+
+def start_network(
+    args: argparse.Namespace,
+    start: tuple[dict[str, torch.Tensor], Description] | None,
+    classes: list[str],
+    rank: Rank,
+) -> nn.Module:
+    """The network that a new run starts from: drawn, or with the weights ``start``.
+
+    Raises:
+        UserError: the weights do not fit.
+    """
+    if start is None:
+        return by_name.build_model(args.model, len(classes))
+    state, description = start
+    source = description.source
     saved = by_name.saved_classes(args.model, state, source)
     model = by_name.build_filled(args.model, saved, state, source)
     same = not by_name.comparable_classes(description, classes) or set(description.classes or ()) == set(classes)
@@ -368,9 +417,9 @@ def add_teachers(
     Raises:
         UserError: one cannot be read or cannot teach these classes.
     """
-    teachers, known = [], []
+    preset, teachers, known = chosen(args.preset, args.mean, args.std), [], []
     for name, weights in named_teachers(args.teacher, args.teacher_weights):
-        trained = read_teacher(name, weights, classes, PRESETS[args.preset], temperatures=[args.kd_temperature])
+        trained = read_teacher(name, weights, classes, preset, temperatures=[args.kd_temperature])
         heads.check_input_sizes("teacher", name, trained.network, {args.train_crop_size, args.val_crop_size})
         for note in trained.notes:
             machine.rank.say(note)
@@ -437,16 +486,19 @@ def run_epoch(
     begun: Begun | None,
     wanted: Pauses,
     save_begun: Callable[[Begun], None],
-) -> tuple[dict, np.ndarray]:
+    clock: RunClock,
+) -> tuple[dict, Outcomes, Outcomes]:
     """Train for an epoch, or for the rest of it, and evaluate.
 
     Args:
         begun: what was done of the epoch before.
         wanted: says when to save within the epoch, and when to stop.
         save_begun: saves what is done of the epoch.
+        clock: of the run.
 
     Returns:
-        The epoch's record, and which validation images the model then gets right.
+        The epoch's record, which validation images the model then gets right, and which the moving average, if there is
+        one, else the model.
 
     Raises:
         UserError: the run diverged.
@@ -475,12 +527,12 @@ def run_epoch(
             raise Terminated(stop.number, GO_ON_WITHIN.format(whole, whole, epoch + 1)) from None
 
     try:
-        trained = train_one_epoch(learner, train_loader, machine, args, epoch, begun, keep)
+        trained = train_one_epoch(learner, train_loader, machine, args, epoch, begun, keep, clock)
     except ValueError as error:
         if "more than 1 value per channel" not in str(error):
             raise
         raise UserError("batch normalization cannot learn from a batch of one image; raise --batch-size") from None
-    outcomes = Outcomes()
+    outcomes = of_best = Outcomes()
     val = evaluated(learner.network, outcomes)
     record = {
         "epoch": epoch,
@@ -495,7 +547,8 @@ def run_epoch(
         "images_per_second": trained["images_per_second"],
     }
     if learner.ema is not None:
-        val = evaluated(learner.ema)
+        of_best = Outcomes()
+        val = evaluated(learner.ema, of_best)
         record |= {"ema_val_loss": val["loss"], "ema_val_acc1": val["acc1"], "ema_val_acc5": val["acc5"]}
     if not all(math.isfinite(record[name]) for name in record if name.endswith("val_loss")):
         raise UserError(
@@ -503,7 +556,21 @@ def run_epoch(
             "set --clip-grad-norm"
         )
     record["seconds"] = time.perf_counter() - began
-    return record, outcomes.gather()
+    clock.note(record["seconds"], trained["seconds"])
+    return record, outcomes, of_best
+
+
+def write_per_class(file: Path, outcomes: Outcomes, classes: list[str], rank: Rank) -> None:
+    """``--per-class``: a table of all classes with their validation images and the share of them that is right."""
+    counts = outcomes.by_class(len(classes))
+    if rank.is_main:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with atomic_file(file) as target:
+            lines = csv.writer(text := io.StringIO(), lineterminator="\n")
+            lines.writerow(["class", "images", "right", "accuracy"])
+            for name, (images, right) in zip(classes, counts.tolist(), strict=True):
+                lines.writerow([name, images, right, f"{100 * right / images:.3f}" if images else ""])
+            target.write(text.getvalue().encode())
 
 
 def evaluate_checkpoint(args: argparse.Namespace, machine: Machine) -> None:
@@ -533,7 +600,10 @@ def evaluate_checkpoint(args: argparse.Namespace, machine: Machine) -> None:
         rank.say(note)
     heads.check_input_sizes("model", args.model, model, {args.val_crop_size})
     model.to(machine.device, memory_format=machine.memory_format)
-    result = evaluate(model, loader, machine, args.label_smoothing, args.max_suppression)
+    outcomes = Outcomes()
+    result = evaluate(model, loader, machine, args.label_smoothing, args.max_suppression, outcomes)
+    if args.per_class:
+        write_per_class(Path(args.per_class), outcomes, classes, rank)
     rank.say(f"Test: loss {result['loss']:.4f}  Acc@1 {result['acc1']:.3f}  Acc@5 {result['acc5']:.3f}")
 
 
@@ -549,17 +619,21 @@ def train(args: argparse.Namespace, machine: Machine, tracking: Tracking) -> Non
     if args.resume == "auto" and not source:
         rank.say(f"note: no checkpoint in '{output}' to go on from; starting anew")
     kd_loss = parse_kd_loss(args.kd_loss)
+    start = settle_start(args, checkpoint, rank)
     fix_randomness(args, checkpoint, rank)
     train_loader, val_loader, data = open_data(args, rank, machine.device, machine.memory_format)
     classes = data.classes
     check_served(kd_loss, args.kd_loss, train_loader, data.unlabelled)
     model = (
-        resumed_network(args, checkpoint, str(source), classes) if checkpoint else start_network(args, classes, rank)
+        resumed_network(args, checkpoint, str(source), classes)
+        if checkpoint
+        else start_network(args, start, classes, rank)
     )
     sizes = {args.train_crop_size, args.val_crop_size}
     heads.check_input_sizes("student" if args.teacher or args.soft_labels else "model", args.model, model, sizes)
     model.to(machine.device, memory_format=machine.memory_format)
     teachers = train_loader.teachers if isinstance(train_loader, SoftLabelLoader) else []
+    train_loader = TimedLoader(train_loader)
     if args.teacher:
         train_loader, teachers = add_teachers(train_loader, args, classes, machine)
     learner = build_learner(model, args, rank, machine.device, machine.amp_dtype)
@@ -600,7 +674,7 @@ def train(args: argparse.Namespace, machine: Machine, tracking: Tracking) -> Non
     with pauses(rank, args.save_every_minutes) as wanted:
         loaders = train_loader, val_loader
         epochs = range(start_epoch, args.epochs)
-        train_epochs(learner, loaders, machine, args, describe, epochs, best, begun, wanted, tracking)
+        train_epochs(learner, loaders, machine, args, classes, describe, epochs, best, begun, wanted, tracking)
 
 
 def train_epochs(
@@ -608,6 +682,7 @@ def train_epochs(
     loaders: tuple[Loader, Loader],
     machine: Machine,
     args: argparse.Namespace,
+    classes: list[str],
     describe: Callable[[dict[str, float]], dict],
     epochs: range,
     best: dict,
@@ -619,6 +694,7 @@ def train_epochs(
 
     Args:
         loaders: for training and for evaluation.
+        classes: their names.
         describe: what a checkpoint says of weights of a given accuracy.
         best: ``acc1``, ``acc5`` and ``epoch`` of the best evaluation so far.
         begun: what was done of the first of them before.
@@ -631,12 +707,17 @@ def train_epochs(
     """
     rank, output = machine.rank, Path(args.output_dir)
     metrics = MetricsFile(output / "metrics.jsonl", epochs.start) if rank.is_main else None
+    clock = RunClock(args.epochs)
     for epoch in epochs:
 
         def save_begun(done: Begun, epoch: int = epoch, best: dict = best) -> None:
             save_within(output, learner, machine, args, epoch, done, {"best": best, "description": describe({})})
 
-        record, right = run_epoch(learner, *loaders, machine, args, epoch, begun, wanted, save_begun)
+        run = learner, *loaders, machine, args, epoch, begun, wanted, save_begun, clock
+        record, outcomes, of_best = run_epoch(*run)
+        right = outcomes.gather()
+        if args.per_class:
+            write_per_class(Path(args.per_class), of_best, classes, rank)
         begun = None
         kind = "ema_val" if learner.ema is not None else "val"
         acc1, acc5 = record[f"{kind}_acc1"], record[f"{kind}_acc5"]

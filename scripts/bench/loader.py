@@ -1,6 +1,7 @@
-"""Images per second of every way to load training images, interleaved in one run.
+"""Images per second of every way to load training images, interleaved in one run; or what each way does to accuracy.
 
     python scripts/bench/loader.py --data-path /data/imagenet/train
+    python scripts/bench/loader.py --accuracy student/best.pth DATA      one checkpoint through every loader and backend
 
 The folder holds one folder of images per class. Rows: JPEG decoding alone (no crop, no resize: what the files cost);
 torchvision's recipe (PIL, normalized in the workers); our torchvision loader with PIL and with tensors; a bare DALI
@@ -9,6 +10,10 @@ and, where there is one, on the GPU. All but the first give 224x224 training bat
 
 Rates are those of the middle of a round: loaders work ahead, so that the first batches may be there before the clock
 starts, and the last ones are followed by nothing or by the next round's. Freed memory is kept, as by train.py on CPUs.
+
+--accuracy evaluates the checkpoint on DATA/val (or on DATA, a folder of classes) and counts, beside the accuracy, the
+images whose likeliest class is another than with torchvision's PIL images. "DALI alone" is DALI's own resize, which is
+what a GPU does; on a CPU our loader uses it only where more is done than cropping.
 """
 
 import argparse
@@ -17,8 +22,9 @@ import os
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -32,16 +38,19 @@ from tqdm import tqdm
 if not __package__:  # run as a file: the root of the clone takes the place of its own folder
     sys.path[0] = str(Path(__file__).resolve().parents[2])
 
+from vision_reference.data import Look, Reading, val_loader
 from vision_reference.errors import UserError, run_command
+from vision_reference.images.batch import Batch
 from vision_reference.images.dali_loader import DaliLoader, load_dali
-from vision_reference.images.dali_views import TrainingView
+from vision_reference.images.dali_views import EvaluationView, TrainingView
 from vision_reference.images.decoding import read_image, read_pixels
 from vision_reference.images.folders import Sample, image_folder
 from vision_reference.images.pipelines import Normalize, training_pipeline
-from vision_reference.images.presets import PRESETS
-from vision_reference.images.samplers import TrainBatchSampler
+from vision_reference.images.presets import PRESETS, TENSOR_INTERPOLATIONS, chosen
+from vision_reference.images.samplers import EvalBatchSampler, TrainBatchSampler
 from vision_reference.images.torch_loader import ImageDataset, TorchvisionLoader
-from vision_reference.machine import keep_freed_memory, usable_workers
+from vision_reference.machine import choose_device, keep_freed_memory, usable_workers
+from vision_reference.networks import by_name, heads
 
 PRESET = PRESETS["imagenet"]
 SIDE = 224
@@ -171,6 +180,104 @@ def ways(samples: list[Sample], batch: int, workers: int) -> dict[str, Callable[
     return makers
 
 
+class DaliAlone(EvaluationView):
+    """Evaluation as DALI's graph does all of it."""
+
+    needs_dali_after_decoding = True
+
+
+def accuracy_ways(
+    samples: Sequence[Sample], look: Look, batch: int, workers: int, device: torch.device
+) -> dict[str, Callable[[], Iterable[Batch]]]:
+    """Makers of the evaluation batches of every loader and backend, by the name shown; the first is what others do."""
+    layout = torch.channels_last
+    batches = EvalBatchSampler(len(samples), batch)
+
+    def ours(loader: str, decode_on: str = "cpu", **changes) -> Iterable[Batch]:
+        reading = Reading(loader, workers, device, layout, decode_on)
+        return val_loader(samples, batches, replace(look, **changes), reading).epoch(0)
+
+    def alone() -> Iterable[Batch]:
+        view = DaliAlone(look.val_resize_size, look.val_crop_size, look.interpolation)
+        place = {"device": device, "memory_format": layout, "decode_on": "cpu"}
+        mean, std = look.preset.mean, look.preset.std
+        return DaliLoader(samples, batches, view, threads=workers, mean=mean, std=std, **place).epoch(0)
+
+    found: dict[str, Callable[[], Iterable[Batch]]] = {
+        "torchvision, PIL": partial(ours, "torchvision"),
+        "torchvision, PIL, transforms.v2": partial(ours, "torchvision", use_v2=True),
+    }
+    if look.interpolation in TENSOR_INTERPOLATIONS:
+        found["torchvision, tensor"] = partial(ours, "torchvision", backend="tensor")
+        found["torchvision, tensor, transforms.v2"] = partial(ours, "torchvision", backend="tensor", use_v2=True)
+        if look.val_crop_size <= look.val_resize_size:
+            found["DALI, CPU"] = partial(ours, "dali")
+            found["DALI alone, CPU"] = alone
+            if device.type == "cuda":
+                found["DALI, GPU"] = partial(ours, "dali", "gpu")
+    return found
+
+
+def compare_accuracy(checkpoint: str, data: Path, batch: int, workers: int) -> list[dict]:
+    """What every way makes of a trained network.
+
+    Returns:
+        By way: ``way``, ``images``, ``accuracy`` (top-1, percent), ``differing`` predictions and ``largest`` difference
+        of a logit, both beside the first way.
+
+    Raises:
+        UserError: weights or data that cannot be read or do not fit.
+    """
+    network, description = by_name.load_network(checkpoint)
+    root = data / "val" if (data / "val").is_dir() else data
+    samples, classes = image_folder(root)
+    if heads.class_count(network) != len(classes):
+        raise UserError(f"{checkpoint} tells {heads.class_count(network)} classes apart, {root} has {len(classes)}")
+    for note in by_name.match_classes(network, description, classes):
+        print(note)
+    look = Look(
+        preset=chosen("imagenet", description.mean, description.std),  # of which only the colours count here
+        train_crop_size=description.val_crop_size,
+        val_resize_size=description.val_resize_size,
+        val_crop_size=description.val_crop_size,
+        interpolation=description.interpolation,
+        backend="pil",
+        use_v2=False,
+        auto_augment=None,
+        ra_magnitude=0,
+        augmix_severity=0,
+        random_erase=0.0,
+    )
+    device = choose_device("cuda", None)
+    network = network.to(device, memory_format=torch.channels_last)
+    labels = torch.tensor([label for _, label in samples])
+    rows, first = [], None
+    for name, make in tqdm(accuracy_ways(samples, look, batch, workers, device).items(), leave=False, unit="way"):
+        with torch.inference_mode():
+            logits = torch.cat([network(images).float().cpu() for images, _, _ in make()])
+        first = logits if first is None else first
+        rows.append(
+            {
+                "way": name,
+                "images": len(logits),
+                "accuracy": 100 * (logits.argmax(1) == labels).double().mean().item(),
+                "differing": int((logits.argmax(1) != first.argmax(1)).sum()),
+                "largest": (logits - first).abs().max().item(),
+            }
+        )
+    return rows
+
+
+def accuracy_report(rows: list[dict]) -> str:
+    """The rows as a Markdown table."""
+    lines = ["| | images | top-1, % | other predictions | largest difference of a logit |", "|---|---|---|---|---|"]
+    for row in rows:
+        lines.append(
+            f"| {row['way']} | {row['images']} | {row['accuracy']:.3f} | {row['differing']} | {row['largest']:.3g} |"
+        )
+    return "\n".join(lines)
+
+
 class _Again:
     """An iterable that starts a new generator each time."""
 
@@ -261,18 +368,33 @@ def report(summary: dict) -> str:
 def main() -> None:
     """Parse the command line, measure, report."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data-path", type=Path, required=True, help="folder with one folder of images per class")
+    parser.add_argument("--data-path", type=Path, help="folder with one folder of images per class")
+    parser.add_argument(
+        "--accuracy",
+        nargs=2,
+        metavar=("CHECKPOINT", "DATA"),
+        help="instead of speed: accuracy and differing predictions of a checkpoint through every loader and backend",
+    )
     parser.add_argument("--batch-size", type=int, default=64, help="images per batch (default: %(default)s)")
     parser.add_argument("--workers", type=int, default=16, help="processes or threads, at most the cores there are")
     parser.add_argument("--images", type=int, default=2000, help="images per round; fewer files are gone through again")
     parser.add_argument("--rounds", type=int, default=5, help="counted rounds of each way (default: %(default)s)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write setting, measurements and summary here")
     args = parser.parse_args()
+    if bool(args.data_path) == bool(args.accuracy):
+        raise UserError("give --data-path DIR (speed) or --accuracy CHECKPOINT DATA")
     if min(args.batch_size, args.images, args.rounds) < 1:
         raise UserError("--batch-size, --images and --rounds must be at least 1")
     if args.images < (least := (2 * MARGIN + 2) * args.batch_size):
         raise UserError(f"--images {args.images} is too few for batches of {args.batch_size}; give at least {least}")
     keep_freed_memory()
+    if args.accuracy:
+        checkpoint, data = args.accuracy
+        rows = compare_accuracy(checkpoint, Path(data), args.batch_size, usable_workers(max(1, args.workers)))
+        print(accuracy_report(rows))
+        if args.json:
+            args.json.write_text(json.dumps({"checkpoint": checkpoint, "data": data, "ways": rows}, indent=1) + "\n")
+        return
     samples: list[Sample] = list(image_folder(args.data_path)[0])
     samples = (samples * -(-args.images // len(samples)))[: args.images]
     workers = usable_workers(max(1, args.workers))

@@ -57,6 +57,7 @@ _FREE = {
     "--num-workers": 1, "--print-freq": 1, "--log-interval": 1, "--device": 1, "--dali-device": 1, "--cpu": 0,
     "--cache-dataset": 0, "--keep-checkpoints": 1, "--dist-url": 1, "--standalone": 0, "--nproc_per_node": 1,
     "--nnodes": 1, "--node_rank": 1, "--rdzv_backend": 1, "--rdzv_endpoint": 1, "--rdzv_id": 1, "--track": 1,
+    "--per-class": 1,
     "--tensorboard-logdir": 1, "--wandb-project": 1, "--max-epoch": 1,
 }  # fmt: skip
 _GROWS = "--max-epoch"

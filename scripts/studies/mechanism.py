@@ -23,6 +23,8 @@ import numpy as np
 
 from scripts.studies.claims import temperatures_of
 from scripts.studies.results import Comparison, Kind, Run, Study, read_study, short_names
+from vision_reference.analysis.flags import DEVICES
+from vision_reference.arguments import device_name
 from vision_reference.errors import UserError, run_command
 from vision_reference.files import atomic_file
 
@@ -358,7 +360,7 @@ def get_args_parser() -> argparse.ArgumentParser:
         metavar="FILE",
         help="table of class and group (default: classes.tsv beside the images, else groups found by clustering)",
     )
-    parser.add_argument("--device", default="cuda", help="cuda, cuda:N or cpu (default: cuda; cpu without a GPU)")
+    parser.add_argument("--device", type=device_name, default="cuda", help=DEVICES)
     parser.add_argument("--batch-size", type=int, default=256, metavar="N", help="(default: 256)")
     parser.add_argument("--workers", type=int, default=0, metavar="N", help="loader processes (default: 0)")
     return parser

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from vision_reference import train
@@ -75,6 +76,56 @@ def test_flags_that_would_do_nothing_are_refused():
         parse_args(["--dali-device", "cpu"])
     with pytest.raises(UserError, match="--download fetches CUB-200-2011 only"):
         parse_args(["--download"])
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ("--backend tensor --interpolation lanczos", "--backend tensor, which takes bilinear, bicubic, nearest,"),
+        ("--loader dali --interpolation box", "--interpolation box does not go with --loader dali"),
+        ("--auto-augment ra --interpolation hamming", "--auto-augment ra, which takes bilinear"),
+        ("--auto-augment augmix --interpolation bicubic", "which takes bilinear, nearest"),
+        ("--auto-augment ra --backend tensor --interpolation bicubic", "which takes bilinear, nearest"),
+    ],
+)
+def test_filters_that_a_loader_lacks_are_refused(flags, message):
+    with pytest.raises(UserError, match=message):
+        parse_args(flags.split())
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ("--mean 123.7 116.3 103.5", "'123.7' is not a number from 0 to 1"),
+        ("--std 1 1 0", "'0' is not a number above 0 to 1"),
+        ("--mean 0.5", "expected 3 arguments"),
+        ("--interpolation psychic", "invalid choice: 'psychic'"),
+        ("--lr-warmup-decay -1", "'-1' is not a number from 0"),
+    ],
+)
+def test_values_out_of_range_are_told_in_one_line(flags, message, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        parse_args(flags.split())
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("loader", ["torchvision", "tensor", "dali"])
+def test_every_loader_normalizes_by_the_colours_given(digits, loader):
+    if loader == "dali":
+        pytest.importorskip("nvidia.dali.plugin.pytorch")
+    way = {"torchvision": [], "tensor": ["--backend", "tensor"], "dali": ["--loader", "dali"]}[loader]
+
+    def batches(*colours):
+        flags = ["--data-path", str(digits), "--preset", "digits", "--workers", "0", "--seed", "3", *way, *colours]
+        loaders = train.open_data(parse_args(flags), Rank(), torch.device("cpu"), torch.channels_last)[:2]
+        return [next(loader.epoch(0)).images for loader in loaders]
+
+    means, stds = [0.1, 0.2, 0.3], [0.5, 0.25, 1.0]
+    given = batches("--mean", *map(str, means), "--std", *map(str, stds))
+    for images, usual in zip(given, batches(), strict=True):
+        shares = usual * 0.5 + 0.5  # pixels from 0 to 1
+        expected = (shares - torch.tensor(means).view(3, 1, 1)) / torch.tensor(stds).view(3, 1, 1)
+        torch.testing.assert_close(images, expected, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("part", ["train", "val"])

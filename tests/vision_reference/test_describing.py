@@ -2,8 +2,10 @@
 
 import shutil
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 from torchvision.models import ResNet18_Weights, resnet18
 
@@ -15,6 +17,7 @@ from vision_reference.networks import by_name, heads
 from vision_reference.networks.by_name import match_classes
 from vision_reference.networks.description import Description
 from vision_reference.networks.teachers import read_teacher
+from vision_reference.predict import Predictor
 
 MODEL = "shufflenet_v2_x0_5"
 
@@ -101,15 +104,64 @@ def test_what_is_not_given_comes_from_the_description(flags, description, expect
     ("description", "message"),
     [
         (Description("x.pth", preset="mars"), "--preset mars, unknown here; give --preset"),
-        (
-            Description("x.pth", preset="digits", mean=(0.1, 0.2, 0.3), std=(1.0, 1.0, 1.0)),
-            "which is not --preset digits",
-        ),
     ],
 )
 def test_preprocessing_that_is_unknown_here_is_refused(description, message):
     with pytest.raises(UserError, match=message):
         follow_description(parse_args(["--test-only", "--resume", "auto"]), description)
+
+
+OWN = Description("x.pth", preset="digits", mean=(0.1, 0.2, 0.3), std=(1.0, 0.5, 0.25))
+HALF, IMAGENET = ([0.5] * 3,) * 2, (list(PRESETS["imagenet"].mean), list(PRESETS["imagenet"].std))
+
+
+@pytest.mark.parametrize(
+    ("flags", "description", "colours", "note"),
+    [
+        ("", OWN, ([0.1, 0.2, 0.3], [1.0, 0.5, 0.25]), "--mean 0.1 0.2 0.3 --preset digits --std 1 0.5 0.25"),
+        ("--mean 0 0 0", OWN, ([0.0] * 3, [1.0, 0.5, 0.25]), "with --mean 0.1 0.2 0.3, but here --mean 0 0 0 holds"),
+        ("--preset imagenet", OWN, IMAGENET, "with --preset digits, but here --preset imagenet holds"),
+        ("", DIGITS, HALF, "says: --interpolation bicubic --preset digits --val-crop-size 36"),
+        ("", Description("x.pth"), IMAGENET, None),
+        ("", Description("x.pth", preset="digits"), HALF, "--preset digits"),
+    ],
+)
+def test_colours_come_from_the_weights_unless_they_are_given(flags, description, colours, note):
+    args = parse_args(["--test-only", "--resume", "auto", *flags.split()])
+    notes = " ".join(follow_description(args, description))
+    assert (args.mean, args.std) == colours
+    assert note in notes if note else not notes
+
+
+def test_weights_whose_interpolation_the_loader_lacks_are_refused():
+    args = parse_args(["--test-only", "--resume", "auto", "--loader", "dali"])
+    with pytest.raises(UserError, match="--interpolation lanczos does not go with --loader dali, which takes bilinear"):
+        follow_description(args, Description("x.pth", interpolation="lanczos"))
+
+
+def test_colours_of_ones_own_are_recorded_and_followed(train, few_digits, tmp_path, metrics):
+    colours = ["--mean", 0.25, 0.5, 0.75, "--std", 0.2, 0.4, 0.8]
+    train(
+        "--model", MODEL, "--epochs", 1, "--lr", 0.01, *colours, "--interpolation", "lanczos", "--output-dir", tmp_path
+    )
+    description = torch.load(tmp_path / "best.pth", weights_only=True)["description"]
+    assert (description["mean"], description["std"]) == ([0.25, 0.5, 0.75], [0.2, 0.4, 0.8])
+    text = train("--test-only", "--resume", tmp_path / "best.pth")
+    assert "says: --interpolation lanczos --mean 0.25 0.5 0.75 --std 0.2 0.4 0.8" in text
+    assert f"Acc@1 {metrics(tmp_path)[-1]['val_acc1']:.3f}" in result(text)
+    (picture, *_) = sorted((few_digits / "val" / "3").iterdir())
+    (found,) = Predictor.load(str(tmp_path / "best.pth")).predict([str(picture)], top=4)
+    network, _ = by_name.load_network(tmp_path / "best.pth")
+    with Image.open(picture) as image:  # prepared by hand
+        pixels = np.asarray(image.convert("RGB").resize((32, 32), Image.Resampling.LANCZOS)) / 255
+    shown = (pixels - [0.25, 0.5, 0.75]) / [0.2, 0.4, 0.8]
+    logits = network(torch.tensor(shown, dtype=torch.float32).permute(2, 0, 1)[None])
+    expected = logits[0].double().softmax(0).sort(descending=True).values.tolist()
+    assert found.probabilities == pytest.approx(expected, rel=1e-4)
+    # a student with other colours: its teacher is shown its own
+    text = train("--teacher", MODEL, "--teacher-weights", tmp_path / "best.pth", "--model", MODEL, "--epochs", 0,
+                 "--output-dir", tmp_path / "student")  # fmt: skip
+    assert "is shown pixels as it was trained on them (mean (0.25, 0.5, 0.75), std (0.2, 0.4, 0.8))" in text
 
 
 def renamed(data, target, names):

@@ -5,11 +5,15 @@ import signal
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from vision_reference import machine
+from vision_reference import machine, metrics
 from vision_reference.arguments import parse_args
+from vision_reference.distillation import distillation_loss
 from vision_reference.errors import UserError
+from vision_reference.losses import kd
 from vision_reference.machine import Rank, choose_device, choose_machine, rank_from_environment, usable_workers
+from vision_reference.soft_labels import codec
 
 
 @pytest.fixture(autouse=True)
@@ -62,6 +66,70 @@ def test_without_a_gpu_everything_runs_on_the_cpu(gpus):
     assert {choose_device(asked, None).type for asked in ("cuda", "cuda:3", "cpu")} == {"cpu"}
 
 
+@pytest.fixture
+def apple(monkeypatch):
+    """Imitates Apple's GPU."""
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+
+
+def chosen(device, amp=False):
+    return choose_machine(device, "env://", amp=amp, amp_dtype=None, channels_last=None)
+
+
+def test_apples_gpu_is_taken_where_there_is_one(gpus, apple, capsys):
+    gpus(0)
+    assert choose_device("mps", None) == torch.device("mps", 0)
+    assert chosen("mps").device.type == "mps"
+    assert not capsys.readouterr().out
+    assert chosen("cuda").device.type == "cpu"
+    assert "no GPU found, running on the CPU; --device mps takes Apple's GPU" in capsys.readouterr().out
+    with pytest.raises(UserError, match="--device mps is one GPU, but 2 processes run"):
+        choose_device("mps", Rank(0, 2, 0))
+    with pytest.raises(UserError, match="--amp scales gradients in float64"):
+        chosen("mps", amp=True)
+
+
+def test_without_apples_gpu_the_cpu_stands_in(gpus, capsys):
+    gpus(0)
+    assert chosen("mps").device.type == "cpu"
+    assert "note: no GPU found, running on the CPU\n" in capsys.readouterr().out
+
+
+class NoFloat64(TorchDispatchMode):
+    """Fails as Apple's GPUs do where an operation gives float64."""
+
+    def __torch_dispatch__(self, function, kinds, args=(), kwargs=None):
+        found = function(*args, **(kwargs or {}))
+        for part in found if isinstance(found, tuple | list) else (found,):
+            if isinstance(part, torch.Tensor) and part.dtype == torch.float64:
+                raise TypeError("the MPS framework doesn't support float64")
+        return found
+
+
+@pytest.mark.parametrize("name", sorted(kd.LOSSES))
+def test_apples_gpus_train_without_float64(name, monkeypatch):
+    for module in (kd, metrics):
+        monkeypatch.setattr(module, "widest_type", lambda device: torch.float32)
+    generator = torch.Generator().manual_seed(0)
+    student, teacher = torch.randn(2, 6, 5, generator=generator).unbind()
+    labels = torch.tensor([0, 1, 2, 3, 4, 0])
+    settings = {"temperature": 2.0, "kd_weight": 0.5, "label_smoothing": 0.1, "kd_loss": kd.LOSSES[name]}
+    exact = distillation_loss(student.double(), labels, teacher.double(), **settings)
+    with NoFloat64():
+        averages = metrics.TrainingAverages(torch.device("cpu"))
+        student.requires_grad_()
+        losses = distillation_loss(student, labels, teacher, **settings)
+        losses.total.backward()
+        averages.add(losses, student, labels)
+    assert averages.means()["kd"] == pytest.approx(exact.kd.item(), rel=1e-4)
+    assert student.grad.isfinite().all()
+
+
+def test_the_widest_type_is_the_devices():
+    assert codec.widest_type(torch.device("mps")) == torch.float32
+    assert {codec.widest_type(torch.device(kind)) for kind in ("cpu", "cuda")} == {torch.float64}
+
+
 def test_gpus_that_are_not_there_are_refused(gpus, monkeypatch):
     gpus(2)
     with pytest.raises(UserError, match="--device cuda:2: 2 GPUs are visible, cuda:0 to cuda:1"):
@@ -77,7 +145,7 @@ def test_gpus_that_are_not_there_are_refused(gpus, monkeypatch):
 def test_other_names_of_devices_are_refused(name, capsys):
     with pytest.raises(SystemExit):
         parse_args(["--device", name])
-    assert f"'{name}' is not cpu, cuda or cuda:N" in capsys.readouterr().err
+    assert f"'{name}' is not cpu, cuda, cuda:N or mps" in capsys.readouterr().err
 
 
 def test_emulated_bf16_does_not_count(gpus):

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.optim import lr_scheduler
 
+from vision_reference.arguments import parse_args
 from vision_reference.errors import UserError
 from vision_reference.learner import Learner
 from vision_reference.optimization import (
@@ -169,6 +170,16 @@ def torch_scheduler(optimizer, rule: LearningRate):
     else:
         warmup = lr_scheduler.ConstantLR(optimizer, rule.warmup_decay, total_iters=rule.warmup_epochs)
     return lr_scheduler.SequentialLR(optimizer, [warmup, main], milestones=[rule.warmup_epochs])
+
+
+@pytest.mark.parametrize(("method", "expected"), [("constant", [0, 0, 0, 0.5]), ("linear", [0, 1 / 6, 1 / 3, 0.5])])
+def test_a_warmup_may_begin_at_nothing(method, expected):
+    flags = ["--lr", "0.5", "--lr-warmup-epochs", "3", "--lr-warmup-decay", "0", "--lr-warmup-method", method]
+    optimizer = make_optimizer(0.5)
+    schedule = build_schedule(optimizer, parse_args(flags))
+    for epoch, rate in enumerate(expected):
+        schedule.step_to(epoch)
+        assert rates(optimizer) == pytest.approx([rate])
 
 
 def rates(optimizer) -> list[float]:

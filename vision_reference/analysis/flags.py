@@ -5,7 +5,8 @@ import os
 from pathlib import Path
 from typing import NoReturn
 
-from vision_reference.images.presets import PRESETS
+from vision_reference.arguments import device_name
+from vision_reference.images.presets import INTERPOLATIONS, PRESETS
 
 
 class Parser(argparse.ArgumentParser):
@@ -38,9 +39,10 @@ def named(text: str) -> tuple[str, str]:
     return name.strip(), source.strip()
 
 
+DEVICES = "cpu, cuda, cuda:N or mps; the CPU where there is no GPU (default: cuda)"
 SOURCES = (
-    "a checkpoint (ours, torchvision's recipe's, the paper's *.pth.tar, a state dict, safetensors), a torchvision "
-    "weights name such as ResNet50_Weights.IMAGENET1K_V2, or timm:NAME"
+    "a checkpoint (ours, torchvision's recipe's, the paper's *.pth.tar, a state dict, safetensors), or weights by "
+    "name: ResNet50_Weights.IMAGENET1K_V2, timm:NAME, hf://owner/name"
 )
 
 
@@ -63,9 +65,9 @@ def add_data(parser: argparse.ArgumentParser) -> None:
         "--val-resize-size", type=count, metavar="PIXELS", help=f"shorter side before the crop {recorded}"
     )
     group.add_argument("--val-crop-size", type=count, metavar="PIXELS", help=f"centre crop {recorded}")
-    group.add_argument("--interpolation", choices=("bilinear", "bicubic", "nearest"), help=recorded)
+    group.add_argument("--interpolation", choices=INTERPOLATIONS, help=recorded)
     group.add_argument("--model", metavar="NAME", help="network of files that do not say theirs (bare state dicts)")
-    group.add_argument("--device", default="cuda", help="cpu, cuda or cuda:N; falls back to cpu where no GPU is")
+    group.add_argument("--device", type=device_name, default="cuda", help=DEVICES)
     group.add_argument("-b", "--batch-size", type=count, default=64, help="images per step (default: 64)")
     group.add_argument(
         "-j", "--workers", type=int, default=min(4, os.cpu_count() or 1), help="loader processes (default: up to 4)"

@@ -21,9 +21,8 @@ from vision_reference.images.samplers import EvalBatchSampler
 from vision_reference.images.torch_loader import ImageDataset, TorchvisionLoader
 from vision_reference.machine import choose_device, keep_freed_memory, usable_workers
 from vision_reference.networks import by_name, heads
-from vision_reference.networks.description import INTERPOLATIONS, Description
+from vision_reference.networks.description import Description
 
-_TIMM = "timm:"
 _IMAGENET = 1000
 
 
@@ -119,8 +118,7 @@ def load_subject(
 
     Args:
         name: what to call it.
-        source: a checkpoint of any format that ``checkpoints`` reads, a torchvision weights name, or ``timm:NAME`` for
-            timm's pretrained network.
+        source: a checkpoint of any format that ``checkpoints`` reads, or a name of weights, see ``pretrained``.
         images: what it will be shown; its classes are looked up among the network's.
         model: architecture, for files that do not say theirs.
         device: cpu, cuda or cuda:N; the CPU where there is no GPU.
@@ -129,10 +127,7 @@ def load_subject(
     Raises:
         UserError: there is no such network, it has other classes than the data, or it cannot take images of that size.
     """
-    if source.startswith(_TIMM) and not Path(source).exists():
-        network, described = _timm_pretrained(source)
-    else:
-        network, described = by_name.load_network(source, model)
+    network, described = by_name.load_network(source, model)
     pixels = _shown(described, preset, **sizes)
     heads.check_input_sizes("network", f"{name} ({described.arch})", network, {pixels.crop})
     place = choose_device(device, None)
@@ -243,33 +238,6 @@ def class_number(text: str, images: Images) -> int:
     raise UserError(
         f"no class '{text}' in {images.root}; nearest: {', '.join(near)}; "
         f"or a number from 0 to {len(images.classes) - 1}"
-    )
-
-
-def _timm_pretrained(source: str) -> tuple[nn.Module, Description]:
-    name = source.removeprefix(_TIMM)
-    try:
-        import timm
-    except ImportError:
-        raise UserError(f"'{source}' needs timm, which is not installed; pip install timm") from None
-    if not timm.is_model(name):
-        raise UserError(f"timm has no model '{name}'; timm.list_models('*resnet*', pretrained=True) finds names")
-    try:
-        network = timm.create_model(name, pretrained=True)
-    except Exception as error:  # no weights, no network, an interrupted download: each of its own kind
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise UserError(f"could not fetch the weights of '{source}' ({reason}); give a file instead") from None
-    config = timm.data.resolve_data_config({}, model=network)
-    crop = config["input_size"][-1]
-    return network, Description(
-        source,
-        arch=source,
-        train_crop_size=crop,
-        val_resize_size=int(crop / config["crop_pct"]),
-        val_crop_size=crop,
-        interpolation=config["interpolation"] if config["interpolation"] in INTERPOLATIONS else "bicubic",
-        mean=config["mean"],
-        std=config["std"],
     )
 
 

@@ -249,7 +249,7 @@ class DaliLoader:
             tensor = torch.empty(tuple(batch.shape()), dtype=torch.float32, device=self.device)
             load_dali().plugin.pytorch.feed_ndarray(batch, tensor, cuda_stream=torch.cuda.current_stream(self.device))
         else:
-            tensor = torch.from_numpy(np.array(batch))
+            tensor = torch.from_numpy(np.array(batch)).to(self.device)
         return tensor.permute(0, 3, 1, 2) if self.memory_format == torch.channels_last else tensor
 
     def _explained(self, error: RuntimeError) -> UserError:

@@ -159,5 +159,7 @@ def _stream(seeds: np.ndarray, number: int) -> np.ndarray:
 
 def _filter(types, interpolation: str) -> dict:
     """Arguments of DALI's resize for torchvision's name of the filter (with antialiasing, as on images there)."""
-    names = {"bilinear": types.INTERP_LINEAR, "bicubic": types.INTERP_CUBIC, "nearest": types.INTERP_NN}
+    if interpolation.startswith("nearest"):  # DALI's takes the pixel under the middle, as torch's nearest-exact
+        return {"interp_type": types.INTERP_NN}
+    names = {"bilinear": types.INTERP_LINEAR, "bicubic": types.INTERP_CUBIC}
     return {"interp_type": names[interpolation], "antialias": True}

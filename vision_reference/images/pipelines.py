@@ -52,7 +52,7 @@ def training_pipeline(
 
     Args:
         crop_size: side of the result in pixels.
-        interpolation: bilinear, bicubic or nearest.
+        interpolation: one of ``presets.INTERPOLATIONS``; of tensors one of ``presets.TENSOR_INTERPOLATIONS``.
         backend: "pil" augments PIL images, "tensor" uint8 tensors (C, H, W).
         use_v2: use ``torchvision.transforms.v2``.
         auto_augment: None, ra, ta_wide, augmix, or the name of an AutoAugment policy.

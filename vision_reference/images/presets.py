@@ -3,7 +3,12 @@
 ``pipelines`` makes torchvision's transforms of it, ``dali_views`` DALI's.
 """
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+# torchvision's names; what is not a tensor's is PIL's alone
+TENSOR_INTERPOLATIONS = ("bilinear", "bicubic", "nearest", "nearest-exact")
+INTERPOLATIONS = (*TENSOR_INTERPOLATIONS, "box", "hamming", "lanczos")
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -79,3 +84,9 @@ PRESETS = {
         shift=0.125,
     ),
 }
+
+
+def chosen(name: str, mean: Sequence[float] | None, std: Sequence[float] | None) -> Preset:
+    """The preset ``name`` with other colours: ``mean`` and ``std`` of three numbers each; None: its own."""
+    preset = PRESETS[name]
+    return replace(preset, mean=tuple(mean or preset.mean), std=tuple(std or preset.std))

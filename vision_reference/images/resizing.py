@@ -17,14 +17,15 @@ def resize_pixels(pixels: Tensor, size: Sequence[int], mode: InterpolationMode) 
     Args:
         pixels: (C, H, W) uint8.
         size: height and width of the result.
-        mode: bilinear, bicubic or nearest.
+        mode: one of ``presets.TENSOR_INTERPOLATIONS``.
 
     Returns:
         (C, *size) uint8, channels last in memory if those of ``pixels`` are.
     """
     # The fast kernel looks at the strides: those of a batch of one must say so, too.
     batch = pixels.permute(1, 2, 0).unsqueeze(0).permute(0, 3, 1, 2)
-    return F.interpolate(batch, list(size), mode=mode.value, antialias=mode is not InterpolationMode.NEAREST)[0]
+    smooth = mode in (InterpolationMode.BILINEAR, InterpolationMode.BICUBIC)
+    return F.interpolate(batch, list(size), mode=mode.value, antialias=smooth)[0]
 
 
 def scaled_size(height: int, width: int, shorter: int) -> tuple[int, int]:
@@ -38,7 +39,7 @@ class ResizePixels:
 
     Args:
         size: of the shorter side, or height and width.
-        mode: bilinear, bicubic or nearest.
+        mode: one of ``presets.TENSOR_INTERPOLATIONS``.
     """
 
     def __init__(self, size: int | tuple[int, int], mode: InterpolationMode) -> None:

@@ -27,7 +27,7 @@ from torch import Tensor
 
 from vision_reference.errors import UserError
 from vision_reference.losses.labels import loss_type
-from vision_reference.soft_labels.codec import NOTHING
+from vision_reference.soft_labels.codec import NOTHING, widest_type
 
 KdLoss = Callable[[Tensor, Tensor, Tensor, float], Tensor]
 
@@ -35,9 +35,9 @@ KdLoss = Callable[[Tensor, Tensor, Tensor, float], Tensor]
 def kd_divergence(student_logits: Tensor, teacher_logits: Tensor, temperature: float) -> Tensor:
     """``T^2 * KL(softmax(teacher / T) || softmax(student / T))``, mean over the batch.
 
-    The arithmetic is done in float64 whatever the inputs' type: the divergence shrinks as 1 / T^2 while its terms do
-    not, so that at T = 64 float32 keeps two or three digits of it. On (batch, classes) this costs nothing beside a
-    forward pass.
+    The arithmetic is done in float64 (``codec.widest_type``) whatever the inputs' type: the divergence shrinks as
+    1 / T^2 while its terms do not, so that at T = 64 float32 keeps two or three digits of it. On (batch, classes) this
+    costs nothing beside a forward pass.
 
     Args:
         student_logits: (B, K), any floating type.
@@ -59,8 +59,8 @@ def kd_divergence(student_logits: Tensor, teacher_logits: Tensor, temperature: f
         raise ValueError(f"student {tuple(student_logits.shape)} and teacher {tuple(teacher_logits.shape)} differ")
     if not temperature > 0:
         raise ValueError(f"temperature must be positive, got {temperature}")
-    student_lprobs = F.log_softmax(student_logits.double() / temperature, dim=1)
-    teacher_lprobs = F.log_softmax(teacher_logits.detach().double() / temperature, dim=1)
+    student_lprobs = F.log_softmax(_wide(student_logits) / temperature, dim=1)
+    teacher_lprobs = F.log_softmax(_wide(teacher_logits.detach()) / temperature, dim=1)
     divergence = F.kl_div(student_lprobs, teacher_lprobs, reduction="batchmean", log_target=True)
     return (temperature**2 * divergence).to(asked)
 
@@ -68,7 +68,7 @@ def kd_divergence(student_logits: Tensor, teacher_logits: Tensor, temperature: f
 def _with_bucket(student_logits: Tensor, teacher_logits: Tensor, temperature: float) -> Tensor:
     """(B, K + 1) as ``teacher_logits``: classes without a logit of their own together are the last one."""
     together = teacher_logits[:, :-1] <= NOTHING / 2
-    student_logits = student_logits.double()
+    student_logits = _wide(student_logits)
     others = (student_logits / temperature).masked_fill(~together, -torch.inf).logsumexp(dim=1, keepdim=True)
     return torch.cat([student_logits.masked_fill(together, NOTHING), temperature * others], dim=1)
 
@@ -94,7 +94,7 @@ def dkd(
     labelled = F.one_hot(_class_numbers(targets, "dkd"), student_logits.shape[1]).bool()
 
     def parts(logits: Tensor) -> tuple[Tensor, Tensor]:
-        lprobs = torch.log_softmax(logits.double() / temperature, dim=1)
+        lprobs = torch.log_softmax(_wide(logits) / temperature, dim=1)
         others = lprobs.masked_fill(labelled, -torch.inf).logsumexp(dim=1, keepdim=True)
         among_others = lprobs[~labelled].view(len(lprobs), -1) - others
         return torch.cat([lprobs[labelled].unsqueeze(1), others], dim=1), among_others
@@ -120,8 +120,8 @@ def dist(
     ``beta *`` the mean Pearson distance (one minus the correlation) of both softmaxes over the classes of each image,
     plus ``gamma *`` that over the images of each class in the batch.
     """
-    student = torch.softmax(student_logits.double() / temperature, dim=1)
-    teacher = torch.softmax(teacher_logits.detach().double() / temperature, dim=1)
+    student = torch.softmax(_wide(student_logits) / temperature, dim=1)
+    teacher = torch.softmax(_wide(teacher_logits.detach()) / temperature, dim=1)
     between_classes = (1 - _correlation(student, teacher)).mean()
     within_classes = (1 - _correlation(student.T, teacher.T)).mean()
     loss = temperature**2 * (beta * between_classes + gamma * within_classes)
@@ -145,8 +145,8 @@ def ttm(student_logits: Tensor, teacher_logits: Tensor, targets: Tensor, tempera
     Transformed teacher matching (Zheng and Yang 2024, arXiv 2402.11148, section 3), without the factor T^2, as there:
     it would make up for a tempered student.
     """
-    student = torch.log_softmax(student_logits.double(), dim=1)
-    teacher = torch.log_softmax(teacher_logits.detach().double() / temperature, dim=1)
+    student = torch.log_softmax(_wide(student_logits), dim=1)
+    teacher = torch.log_softmax(_wide(teacher_logits.detach()) / temperature, dim=1)
     return F.kl_div(student, teacher, reduction="batchmean", log_target=True).to(loss_type(student_logits))
 
 
@@ -169,6 +169,10 @@ def _correlation(first: Tensor, second: Tensor) -> Tensor:
 
 
 def _z_scores(logits: Tensor) -> Tensor:
-    values = logits.double()
+    values = _wide(logits)
     spread = values.std(dim=1, keepdim=True, correction=0)
     return (values - values.mean(dim=1, keepdim=True)) / (spread + 1e-7)
+
+
+def _wide(logits: Tensor) -> Tensor:
+    return logits.to(widest_type(logits.device))

@@ -10,11 +10,11 @@ import torchvision
 from torch import Tensor, nn
 
 from vision_reference.errors import UserError
-from vision_reference.networks import checkpoints, cifar_resnets, heads
+from vision_reference.networks import checkpoints, cifar_resnets, heads, pretrained
 from vision_reference.networks.description import Description, from_checkpoint
+from vision_reference.networks.pretrained import TIMM
 from vision_reference.user_functions import import_function
 
-_TIMM = "timm:"
 _AUXILIARY_PREFIXES = tuple(f"{name}." for name in heads.AUXILIARY_HEADS)
 
 
@@ -35,8 +35,8 @@ def build_model(name: str, num_classes: int) -> nn.Module:
     Raises:
         UserError: there is no classification network of that name.
     """
-    if name.startswith(_TIMM):
-        return _build_timm_model(name.removeprefix(_TIMM), num_classes)
+    if name.startswith(TIMM):
+        return _build_timm_model(name.removeprefix(TIMM), num_classes)
     if name in cifar_resnets.NAMES:
         return cifar_resnets.build(name, num_classes)
     if is_own(name):
@@ -58,7 +58,7 @@ def build_model(name: str, num_classes: int) -> nn.Module:
 
 def is_own(name: str) -> bool:
     """Whether ``name`` is that of a function of the user's own."""
-    return ":" in name and not name.startswith(_TIMM)
+    return ":" in name and not name.startswith(TIMM)
 
 
 def recorded_name(description: Description) -> str | None:
@@ -80,7 +80,7 @@ def _build_timm_model(name: str, num_classes: int) -> nn.Module:
     try:
         import timm
     except ImportError:
-        raise UserError(f"model '{_TIMM}{name}' needs timm, which is not installed; pip install timm") from None
+        raise UserError(f"model '{TIMM}{name}' needs timm, which is not installed; pip install timm") from None
     if not timm.is_model(name):
         raise UserError(f"timm has no model '{name}'; timm.list_models('*resnet*') finds names")
     return timm.create_model(name, num_classes=num_classes)
@@ -183,95 +183,24 @@ def comparable_classes(description: Description, classes: Sequence[str]) -> bool
     """Whether the class names of weights and data can be compared: torchvision's are words, folders have others."""
     if description.classes is None:
         return False
-    return find_weights(description.source) is None or set(description.classes) == set(classes)
-
-
-def read_description(source: str | Path, arch: str | None = None) -> Description:
-    """What is known about the weights ``source`` (as in ``read_state``); unknown is what they do not say.
-
-    Raises:
-        UserError: as ``read_state``.
-    """
-    source = str(source)
-    if (weights := find_weights(source)) is not None:
-        return _describe_published(weights, arch or _owner(weights))
-    return from_checkpoint(checkpoints.load_checkpoint(source), source)
+    return pretrained.names_its_data(description.source) or set(description.classes) == set(classes)
 
 
 def read_state(source: str, name: str | None, *, ema: bool = False) -> tuple[dict[str, Tensor], Description]:
     """State dict and description of trained weights.
 
     Args:
-        source: a torchvision weights name (ResNet50_Weights.IMAGENET1K_V2), or a file in any accepted format.
+        source: a name of weights (ResNet50_Weights.IMAGENET1K_V2, timm:NAME, hf://owner/name), or a file in any
+            accepted format.
         name: the network that they are meant for; None: whichever they belong to.
         ema: the moving average of the weights instead of the weights.
 
     Raises:
         UserError: there are none, they cannot be read, or they belong to another network.
     """
-    if (weights := find_weights(source)) is not None:
+    if pretrained.is_name(source):
         if ema:
             raise UserError(f"{source} has no moving average of the weights; drop --model-ema")
-        name = name or _owner(weights)
-        return fetch_weights(weights, name), _describe_published(weights, name)
+        return pretrained.read(source, name)
     content = checkpoints.load_checkpoint(source)
     return checkpoints.weights_in(content, name, source=source, ema=ema), from_checkpoint(content, source)
-
-
-def _owner(weights: torchvision.models.WeightsEnum) -> str:
-    """Name of the network that torchvision's ``weights`` are of."""
-    return next(name for name in classification_models() if weights in torchvision.models.get_model_weights(name))
-
-
-def _describe_published(weights: torchvision.models.WeightsEnum, name: str) -> Description:
-    """What torchvision tells of its weights."""
-    shown = weights.transforms()
-    accuracy = weights.meta.get("_metrics", {}).get("ImageNet-1K", {}).get("acc@1")
-    return Description(
-        str(weights),
-        arch=name,
-        classes=tuple(weights.meta["categories"]),
-        preset="imagenet",
-        train_crop_size=shown.crop_size[0],
-        val_resize_size=shown.resize_size[0],
-        val_crop_size=shown.crop_size[0],
-        interpolation=shown.interpolation.value,
-        mean=tuple(shown.mean),
-        std=tuple(shown.std),
-        accuracy=accuracy,
-    )
-
-
-def find_weights(name: str) -> torchvision.models.WeightsEnum | None:
-    """The torchvision weights called ``name`` (such as ResNet50_Weights.IMAGENET1K_V2); None if it is no such name.
-
-    Raises:
-        UserError: the name has the form of one, but torchvision has no such weights.
-    """
-    if "_Weights." not in name or "/" in name:
-        return None
-    try:
-        return torchvision.models.get_weight(name)
-    except (ValueError, KeyError):
-        raise UserError(
-            f"torchvision has no weights '{name}'; expected a name such as ResNet50_Weights.IMAGENET1K_V2"
-        ) from None
-
-
-def fetch_weights(weights: torchvision.models.WeightsEnum, model_name: str) -> dict[str, torch.Tensor]:
-    """State dict of ``weights``, downloaded once and checked by hash.
-
-    Raises:
-        UserError: they belong to another network than ``model_name``, or cannot be downloaded.
-    """
-    if model_name.startswith(_TIMM) or model_name in cifar_resnets.NAMES:
-        raise UserError(f"{weights} are torchvision's, not weights of {model_name}; give a file")
-    owner = torchvision.models.get_model_weights(model_name)
-    if weights not in owner:
-        raise UserError(f"{weights} are not weights of {model_name}; allowed: {', '.join(str(w) for w in owner)}")
-    try:
-        return weights.get_state_dict(check_hash=True, progress=True)
-    except (OSError, RuntimeError) as error:
-        raise UserError(
-            f"could not fetch {weights} ({error}); download {weights.url} elsewhere and give the file instead"
-        ) from None

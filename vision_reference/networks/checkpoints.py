@@ -316,11 +316,14 @@ def capture_rng() -> dict:
     """States of all random number generators of this process, as tensors and plain values.
 
     Returns:
-        ``python``, ``numpy``, ``torch``, and ``cuda`` with one entry per visible device (none before CUDA is used).
+        ``python``, ``numpy``, ``torch``, ``cuda`` with one entry per visible device (none before CUDA is used), and on
+        Apple's GPUs ``mps``.
     """
     version, words, gauss = random.getstate()
     _, numpy_words, position, has_gauss, numpy_gauss = np.random.get_state()
+    apple = {"mps": torch.mps.get_rng_state()} if torch.backends.mps.is_available() else {}
     return {
+        **apple,
         "python": {"version": version, "words": torch.tensor(words), "gauss": gauss},
         "numpy": {
             "words": torch.tensor(numpy_words.tolist()),
@@ -348,6 +351,8 @@ def restore_rng(state: Mapping) -> None:
         torch.set_rng_state(state["torch"])
         for device, device_state in zip(range(torch.cuda.device_count()), state["cuda"], strict=False):
             torch.cuda.set_rng_state(device_state, device)
+        if "mps" in state and torch.backends.mps.is_available():
+            torch.mps.set_rng_state(state["mps"])
     except (KeyError, TypeError, ValueError, AttributeError, RuntimeError, OverflowError) as error:
         raise UserError(f"the states of the random generators are damaged ({' '.join(str(error).split())})") from None
 

@@ -11,11 +11,10 @@ from importlib import metadata
 from pathlib import Path
 
 from vision_reference.errors import UserError
-from vision_reference.images.presets import PRESETS
+from vision_reference.images.presets import INTERPOLATIONS, PRESETS, chosen
 
 ROOT = Path(__file__).resolve().parents[2]
 LARGEST_SIDE = 4096  # of images, in pixels: beyond it a forged file would only fill the memory
-INTERPOLATIONS = ("bilinear", "bicubic", "nearest")
 _SIDES = ("train_crop_size", "val_resize_size", "val_crop_size")
 
 
@@ -29,7 +28,7 @@ class Description:
         classes: their names in the order of the logits.
         preset: key of ``PRESETS`` that the images were prepared with.
         train_crop_size, val_resize_size, val_crop_size: sides in pixels.
-        interpolation: bilinear, bicubic or nearest.
+        interpolation: one of ``presets.INTERPOLATIONS``.
         mean, std: per channel, of pixels scaled to 0..1.
         accuracy: top-1 of these weights on their author's evaluation data, percent.
         args: the command line they were trained with, flag names (underscores) to values.
@@ -113,13 +112,13 @@ def describe_run(
     """What ``train.py`` writes into its checkpoints under ``description``; plain values only.
 
     Args:
-        args: the command line.
+        args: the command line; without ``mean`` and ``std``, they are the preset's.
         classes: names in the order of the logits.
         accuracy: of the weights in this file, percent, by name (``acc1`` of ``model``, ``ema_acc1`` of ``model_ema``).
         teachers: of each, ``arch``, ``source`` (file or store) and ``weights_sha256``, as ``hash_weights`` has it.
         images: how many there were, by name (``training``, ``unlabelled``, ``validation``).
     """
-    preset = PRESETS[args["preset"]]
+    preset = chosen(args["preset"], args.get("mean"), args.get("std"))
     return {
         "format": 1,
         "classes": list(classes),

@@ -65,7 +65,7 @@ class Begun:
             own = sums[rank.rank], misled[rank.rank]
         else:
             own = (sums.sum(0), misled.sum()) if rank.is_main else (torch.zeros_like(sums[0]), torch.zeros(()))
-        return cls(images, own[0].to(device), own[1].to(device), seconds)
+        return cls(images, own[0], own[1].to(device), seconds)  # the sums may be wider than the device's numbers
 
     def batches(self, step_sizes: Sequence[int], accumulate: int, source: str) -> int:
         """The number of batches that are done, where an epoch has batches of ``step_sizes`` images.

@@ -19,6 +19,11 @@ _LOWEST_HALF = -65504.0
 NOTHING = -1e30  # logit of what has no probability; finite, so that 0 times it is 0
 
 
+def widest_type(device: torch.device) -> torch.dtype:
+    """The type to compute losses and sums in: float64, or float32 on Apple's GPUs, which have nothing wider."""
+    return torch.float32 if device.type == "mps" else torch.float64
+
+
 def encode(logits: Tensor, top_k: int | None, temperatures: Sequence[float]) -> dict[str, Tensor]:
     """What is stored of ``logits`` (B, K): the dict of ``logits`` and, with ``top_k``, ``indices`` and ``rest``.
 
@@ -79,7 +84,8 @@ def average(answers: Sequence[Tensor], temperature: float) -> Tensor:
     """
     if len(answers) == 1:
         return answers[0]
-    lprobs = torch.stack([torch.log_softmax(answer.double() / temperature, dim=1) for answer in answers])
+    wide = widest_type(answers[0].device)
+    lprobs = torch.stack([torch.log_softmax(answer.to(wide) / temperature, dim=1) for answer in answers])
     return temperature * (lprobs.logsumexp(dim=0) - math.log(len(answers)))
 
 

@@ -11,13 +11,18 @@ from vision_reference.images.presets import PRESETS
 # The flags that, with a view's seed, decide on its pixels.
 _PIXEL_FLAGS = (
     "loader", "preset", "train_crop_size", "interpolation", "backend", "use_v2", "auto_augment", "ra_magnitude",
-    "augmix_severity", "random_erase",
+    "augmix_severity", "random_erase", "mean", "std",
 )  # fmt: skip
 
 
 def pixel_flags(flags: Mapping) -> dict:
-    """Of a command line's flags those that, with a view's seed, decide on its pixels; None for those that are idle."""
+    """Of a command line's flags those that, with a view's seed, decide on its pixels; None for those that are idle.
+
+    Or as the preset has them: stores of before --mean and --std, which have none, are thus read as what they are.
+    """
     idle = {"ra_magnitude": flags["auto_augment"] != "ra", "augmix_severity": flags["auto_augment"] != "augmix"}
+    preset = PRESETS[flags["preset"]]
+    idle |= {"mean": tuple(flags["mean"]) == preset.mean, "std": tuple(flags["std"]) == preset.std}
     return {name: None if idle.get(name) else flags[name] for name in _PIXEL_FLAGS}
 
 
@@ -35,9 +40,16 @@ def check_pixels(stored: dict, given: dict, folder: str) -> None:
             continue
         flag = "--" + name.replace("_", "-")
         raise UserError(
-            f"{folder} was stored with {flag} {stored.get(name)}, but {flag} {given[name]} is given; the student must "
-            "see what the teacher saw: give the stored value, or store anew"
+            f"{folder} was stored with {flag} {_shown(name, stored)}, but {flag} {_shown(name, given)} is given; "
+            "the student must see what the teacher saw: give the stored value, or store anew"
         )
+
+
+def _shown(name: str, flags: dict) -> str:
+    value = flags.get(name)
+    if name in ("mean", "std"):
+        return " ".join(f"{part:g}" for part in value) if value else "of the preset"
+    return str(value)
 
 
 def _boxes_say_it_all(stored: dict, given: dict) -> bool:

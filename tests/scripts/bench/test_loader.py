@@ -8,9 +8,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from scripts.bench import loader as bench_loader
+from vision_reference.errors import UserError
+from vision_reference.networks.by_name import build_model
+from vision_reference.networks.checkpoints import save_atomically
+from vision_reference.networks.description import describe_run
+from vision_reference.predict import Predictor
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -78,3 +84,52 @@ def test_the_command_writes_what_it_measured(tmp_path):
     assert record["setting"] == {"images": 24, "batch_size": 2, "workers": 1, "rounds": 1}
     assert all(len(rates) == 1 and rates[0] > 0 for rates in record["rates"].values())
     assert bench_loader.report(record) in done.stdout
+
+
+def test_a_checkpoint_goes_through_every_loader(tmp_path, capsys, monkeypatch):
+    pytest.importorskip("nvidia.dali.plugin.pytorch")
+    torch.manual_seed(0)
+    generator = np.random.default_rng(0)
+    for number in range(12):
+        path = tmp_path / "val" / ("cat", "dog", "eel")[number % 3] / f"{number}.jpg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        pixels = generator.integers(0, 256, (6, 8, 3), dtype=np.uint8)
+        Image.fromarray(pixels).resize((80, 60), Image.Resampling.BICUBIC).save(path)
+    network = build_model("resnet8", 3).eval()
+    run = {"preset": "cifar10", "interpolation": "bilinear", "train_crop_size": 32, "val_resize_size": 40}
+    run |= {"val_crop_size": 32, "mean": [0.4, 0.5, 0.6], "std": [0.2, 0.2, 0.3]}
+    # logits far apart, so that no rounding of pixels decides between two classes
+    network.fc.weight.data *= 50
+    content = {"model": network.state_dict(), "arch": "resnet8"}
+    content["description"] = describe_run(run, ["cat", "dog", "eel"], {"acc1": 0.0}, [])
+    save_atomically(content, tmp_path / "net.pth")
+    flags = [
+        "--accuracy",
+        tmp_path / "net.pth",
+        tmp_path,
+        "--batch-size",
+        5,
+        "--workers",
+        1,
+        "--json",
+        tmp_path / "o.json",
+    ]
+    monkeypatch.setattr(sys, "argv", ["loader.py", *map(str, flags)])
+    bench_loader.main()
+    rows = {row["way"]: row for row in json.loads((tmp_path / "o.json").read_text())["ways"]}
+    assert {"torchvision, PIL", "torchvision, tensor", "DALI, CPU", "DALI alone, CPU"} <= rows.keys()
+    assert all(row["images"] == 12 for row in rows.values())
+    predictor = Predictor.load(str(tmp_path / "net.pth"))
+    samples = sorted((tmp_path / "val").glob("*/*.jpg"))
+    found = list(predictor.predict(map(str, samples), top=1))
+    right = [one.classes[0] == path.parent.name for one, path in zip(found, samples, strict=True)]
+    first = rows["torchvision, PIL"]
+    assert first["accuracy"] == pytest.approx(100 * np.mean(right))
+    assert first["differing"] == first["largest"] == 0
+    # the same integer kernel resizes both
+    assert rows["torchvision, tensor"]["largest"] == pytest.approx(rows["DALI, CPU"]["largest"], abs=1e-3)
+    assert rows["DALI alone, CPU"]["largest"] > 0
+    assert f"| torchvision, PIL | 12 | {first['accuracy']:.3f} | 0 | 0 |" in capsys.readouterr().out
+    monkeypatch.setattr(sys, "argv", ["loader.py"])
+    with pytest.raises(UserError, match="give --data-path DIR .speed. or --accuracy CHECKPOINT DATA"):
+        bench_loader.main()

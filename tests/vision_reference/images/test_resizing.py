@@ -52,10 +52,10 @@ def test_a_crop_of_a_decoded_image_stays_channels_last():
     assert torch.equal(resized, resize_pixels(part.contiguous(), (24, 24), InterpolationMode.BILINEAR))
 
 
-def test_nearest_takes_torchvisions_pixels():
+@pytest.mark.parametrize("mode", [InterpolationMode.NEAREST, InterpolationMode.NEAREST_EXACT])
+def test_nearest_takes_torchvisions_pixels(mode):
     pixels = noise(31, 45)
-    expected = F.resize(pixels, [17, 60], InterpolationMode.NEAREST)
-    assert torch.equal(resize_pixels(pixels, (17, 60), InterpolationMode.NEAREST), expected)
+    assert torch.equal(resize_pixels(pixels, (17, 60), mode), F.resize(pixels, [17, 60], mode))
 
 
 @given(height=st.integers(1, 2000), width=st.integers(1, 2000), shorter=st.integers(1, 600))

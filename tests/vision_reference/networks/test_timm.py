@@ -9,7 +9,8 @@ from torch import nn
 from torchvision.models import ResNet50_Weights
 
 from vision_reference.errors import UserError
-from vision_reference.networks.by_name import build_filled, build_model, fetch_weights, saved_classes
+from vision_reference.networks.by_name import build_filled, build_model, saved_classes
+from vision_reference.networks.pretrained import fetch_weights
 
 
 @pytest.fixture

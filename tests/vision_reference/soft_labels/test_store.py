@@ -263,6 +263,7 @@ def test_two_processes_store_what_one_does_and_train_from_it(store, train, teach
         ("--train-crop-size 28", "was stored with --train-crop-size 32, but --train-crop-size 28 is given"),
         ("--preset cifar10", "was stored with --preset digits, but --preset cifar10 is given"),
         ("--interpolation bicubic", "was stored with --interpolation bilinear, but --interpolation bicubic is given"),
+        ("--std 0.2 0.4 0.5", "was stored with --std of the preset, but --std 0.2 0.4 0.5 is given"),
         ("--auto-augment ra", "was stored with --auto-augment None, but --auto-augment ra is given"),
         ("--random-erase 0.1", "was stored with --random-erase 0.0, but --random-erase 0.1 is given"),
         ("--backend tensor", "was stored with --backend pil, but --backend tensor is given"),
