@@ -1,5 +1,11 @@
-"""What all tests need: a machine whose bf16 works."""
+"""What all tests need: a machine whose bf16 works, and commands that start without compiling this project anew."""
+
+import os
+import sys
 
 from vision_reference.machine import avoid_broken_amx
 
 avoid_broken_amx()  # tests and the commands that they start inherit the choice
+# Many containers forbid to write bytecode: there each command would compile what it imports of this project.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False

@@ -9,7 +9,7 @@ import math
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 from vision_reference.errors import UserError
 from vision_reference.images.presets import INTERPOLATIONS, PRESETS, TENSOR_INTERPOLATIONS
@@ -52,19 +52,19 @@ _NOT_THE_RESULT = {
 class _Parser(argparse.ArgumentParser):
     """Tells a mistake in one line; the list of all flags would only hide it.
 
-    What it parses has ``given``: the names of the flags that the command line names, sorted.
+    What ``parse`` returns has ``given``: the names of the flags that the command line names, sorted.
     """
 
-    def error(self, message: str) -> None:
+    def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog}: error: {message} (--help lists all flags)\n")
 
-    def parse_args(self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None):
-        parsed = super().parse_args(args, namespace)
+    def parse(self, argv: Sequence[str] | None = None) -> argparse.Namespace:
+        parsed = self.parse_args(argv)
         defaults = {action: action.default for action in self._actions}
         try:  # once more without defaults: what is there then was given
             for action in defaults:
                 action.default = argparse.SUPPRESS
-            parsed.given = sorted(vars(super().parse_args(args)))
+            parsed.given = sorted(vars(self.parse_args(argv)))
         finally:
             for action, default in defaults.items():
                 action.default = default
@@ -149,7 +149,7 @@ def _temperatures(text: str) -> list[float]:
     return sorted({_temperature(part) for part in text.split(",")})
 
 
-def get_args_parser() -> argparse.ArgumentParser:
+def get_args_parser() -> _Parser:
     """Parser of all flags of ``train.py``."""
     parser = _Parser(
         prog="train.py",
@@ -179,7 +179,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     Raises:
         UserError: flags that contradict each other.
     """
-    args = get_args_parser().parse_args(argv)
+    args = get_args_parser().parse(argv)
     _fill_in_sizes(args, "train_crop_size", "val_resize_size", "val_crop_size")
     _fill_in_colours(args)
     if args.test_only and not (args.resume or args.init_weights or args.weights):
@@ -223,7 +223,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     return args
 
 
-def get_store_args_parser() -> argparse.ArgumentParser:
+def get_store_args_parser() -> _Parser:
     """Parser of all flags of ``store_soft_labels.py``; those shared with ``train.py`` mean the same."""
     parser = _Parser(
         prog="store_soft_labels.py",
@@ -246,7 +246,7 @@ def parse_store_args(argv: list[str] | None = None) -> argparse.Namespace:
     Raises:
         UserError: flags that contradict each other.
     """
-    args = get_store_args_parser().parse_args(argv)
+    args = get_store_args_parser().parse(argv)
     _fill_in_sizes(args, "train_crop_size")
     _fill_in_colours(args)
     for flag in ("teacher", "teacher_weights", "output_dir"):
@@ -467,7 +467,8 @@ def _check_data(args: argparse.Namespace) -> None:
 
 def _check_interpolation(args: argparse.Namespace) -> None:
     """Refuses filters that the chosen way to resize or to augment does not have."""
-    allowed, way = INTERPOLATIONS, ""
+    allowed: Sequence[str] = INTERPOLATIONS
+    way = ""
     if args.loader == "dali":
         allowed, way = TENSOR_INTERPOLATIONS, "--loader dali"
     elif args.backend == "tensor":

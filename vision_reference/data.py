@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from vision_reference.errors import UserError, some
+from vision_reference.images.batch import Loader
 from vision_reference.images.cub200 import cub200
 from vision_reference.images.dali_loader import DaliLoader, DaliViewLoader
 from vision_reference.images.dali_views import EvaluationView, StoredView, TrainingView
@@ -36,7 +37,8 @@ from vision_reference.loaders import MixingLoader, SoftLabelLoader, TeacherLoade
 from vision_reference.machine import Rank, usable_workers
 from vision_reference.soft_labels.stored_teachers import SoftLabels
 
-Loader = TorchvisionLoader | DaliLoader | MixingLoader | SoftLabelLoader | TeacherLoader
+# What a run trains on: plain batches, or such with a teacher's logits.
+TrainLoader = Loader | SoftLabelLoader | TeacherLoader
 
 
 @dataclass(frozen=True)
@@ -44,13 +46,13 @@ class Data:
     """What there is to train and to evaluate on.
 
     Attributes:
-        train: (path, label) pairs, those without a label last; None where only evaluation was asked for.
+        train: (path, label) pairs, those without a label last; none where only evaluation was asked for.
         val: the same for evaluation.
         classes: their names; labels index them.
         unlabelled: how many of the training images have no label.
     """
 
-    train: Samples | None
+    train: Samples
     val: Samples
     classes: list[str]
     unlabelled: int = 0
@@ -58,7 +60,7 @@ class Data:
     @property
     def counts(self) -> dict[str, int]:
         """Number of ``training``, ``unlabelled`` (part of these) and ``validation`` images."""
-        return {"training": len(self.train or ()), "unlabelled": self.unlabelled, "validation": len(self.val)}
+        return {"training": len(self.train), "unlabelled": self.unlabelled, "validation": len(self.val)}
 
 
 @dataclass(frozen=True)
@@ -178,8 +180,8 @@ def build_loaders(
     soft_labels: SoftLabels | None = None,
     mixup_alpha: float = 0.0,
     cutmix_alpha: float = 0.0,
-) -> tuple[Loader | None, Loader]:
-    """The training loader (None where there is nothing to train on) and the evaluation loader.
+) -> tuple[TrainLoader, Loader]:
+    """The training loader and the evaluation loader.
 
     Args:
         batch_size: images per process and step.
@@ -191,10 +193,6 @@ def build_loaders(
     Raises:
         UserError: more processes than images, or what the chosen loader cannot do.
     """
-    val_batches = EvalBatchSampler(len(data.val), batch_size, rank=rank.rank, world_size=rank.world_size)
-    val = val_loader(data.val, val_batches, look, reading)
-    if data.train is None:
-        return None, val
     batches = TrainBatchSampler(
         len(data.train),
         batch_size,
@@ -205,7 +203,7 @@ def build_loaders(
         view_seeds=soft_labels.views["seed"] if soft_labels else None,
     )
     images = train_loader(data.train, batches, look, reading, stored_views=soft_labels.views if soft_labels else None)
-    train: Loader = images
+    train: TrainLoader = images
     if soft_labels:
         train = SoftLabelLoader(images, soft_labels)
     elif mixup_alpha or cutmix_alpha:
@@ -219,7 +217,13 @@ def build_loaders(
         )
     without = f" ({data.unlabelled} of them without a label)" if data.unlabelled else ""
     rank.say(f"{len(data.train)} training{without} and {len(data.val)} validation images, {len(data.classes)} classes")
-    return train, val
+    return train, build_val_loader(data, look, reading, rank, batch_size)
+
+
+def build_val_loader(data: Data, look: Look, reading: Reading, rank: Rank, batch_size: int) -> Loader:
+    """The evaluation loader alone: this process's share of all images, each once."""
+    batches = EvalBatchSampler(len(data.val), batch_size, rank=rank.rank, world_size=rank.world_size)
+    return val_loader(data.val, batches, look, reading)
 
 
 def train_loader(
@@ -278,7 +282,7 @@ def list_samples(source: Source, rank: Rank, *, training: bool = True) -> Data:
         UserError: data that is missing or makes no sense, or a class that is left without images.
     """
     root = source.root
-    train: Sequence[Sample] | None = None
+    train: Sequence[Sample] | None
     val: Sequence[Sample]
     if source.dataset == "cub200":
         birds = cub200(root, download=source.download)
@@ -304,15 +308,15 @@ def list_samples(source: Source, rank: Rank, *, training: bool = True) -> Data:
             raise UserError(f"none of the {name} images of {names} can be read; replace them, or remove the class")
         return good
 
-    val = kept("validation", val)
+    val_samples = kept("validation", val)
     if train is None:
-        return Data(None, val, classes)
-    train = kept("training", train)
+        return Data(Samples([]), val_samples, classes)
+    train_samples = kept("training", train)
     if source.unlabelled is None:
-        return Data(train, val, classes)
+        return Data(train_samples, val_samples, classes)
     unlabelled = kept("unlabelled", unlabelled_images(source.unlabelled))
-    check_apart(unlabelled, train, val)
-    return Data(Samples(chain(train, unlabelled)), val, classes, len(unlabelled))
+    check_apart(unlabelled, train_samples, val_samples)
+    return Data(Samples(chain(train_samples, unlabelled)), val_samples, classes, len(unlabelled))
 
 
 def _train_and_val(

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from vision_reference.losses.kd import KdLoss, kl
 from vision_reference.losses.labels import label_loss, labelled_loss
+from vision_reference.machine import move_network
 from vision_reference.networks.folding import fold_batch_norms
 from vision_reference.networks.full_batches import FullBatches
 from vision_reference.soft_labels.codec import average
@@ -95,7 +96,8 @@ class Teacher:
         self.device = device
         self.renormalize = None if renormalize is None else tuple(part.to(device) for part in renormalize)
         folded = fold_batch_norms(model.requires_grad_(False).eval())
-        self.model = folded.requires_grad_(False).to(device, memory_format=memory_format)
+        self.model = folded.requires_grad_(False)
+        move_network(self.model, device, memory_format)
         with autocast():
             if torch.is_autocast_enabled(device.type):
                 _keep_weights_in(torch.get_autocast_dtype(device.type), self.model)

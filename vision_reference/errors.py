@@ -63,7 +63,7 @@ def some(names: Sequence[str], most: int = 5) -> str:
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
-def run_command(name: str, command: Callable[[], None], *, go_on: str = "", debug: bool | None = None) -> None:
+def run_command(name: str, command: Callable[[], object], *, go_on: str = "", debug: bool | None = None) -> None:
     """Run ``command``; what a user may cause ends the process with one line and the status above.
 
     Args:

@@ -78,22 +78,23 @@ def main(args: argparse.Namespace) -> None:
         raise UserError(f"{present[0]} exists; give another --output, or --overwrite to replace it")
     network, description = by_name.load_network(args.checkpoint, args.model, ema=args.model_ema)
     count = heads.class_count(network)
+    classes = list(description.classes or map(str, range(count)))
     facts = {
         "architecture": description.arch,
-        "classes": list(description.classes or map(str, range(count))),
+        "classes": classes,
         "input": {
             "preset": description.preset,
             "resize_shorter_side": description.val_resize_size,
             "center_crop": description.val_crop_size,
             "interpolation": description.interpolation,
-            "mean": list(description.mean or ()),
-            "std": list(description.std or ()),
+            "mean": list(description.mean),
+            "std": list(description.std),
         },
         "accuracy": description.accuracy,
         "licence": args.licence or None,
         "made_by": dict(description.made_by),
     }
-    images, labels = pictures(args.images, description, facts["classes"])
+    images, labels = pictures(args.images, description, classes)
     target.parent.mkdir(parents=True, exist_ok=True)
     partial = target.with_name(f".{target.stem}.partial{target.suffix}")
     try:
@@ -103,7 +104,7 @@ def main(args: argparse.Namespace) -> None:
             write[args.format](network, images[:2], partial, facts)
             if args.int8:
                 _quantize(partial, images, facts)
-        exported = open_exported(partial, args.format, description.arch, count)
+        exported = open_exported(partial, args.format, str(description.arch), count)
         report = compare(_original(network), exported, images, labels)
         report["megabytes"] = round(partial.stat().st_size / 1e6, 3)
         scale = max(1.0, float(np.abs(_original(network)(images[:8])).max()))

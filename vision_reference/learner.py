@@ -1,7 +1,9 @@
 """All that training changes, in one place: what a checkpoint holds is what this holds."""
 
 import argparse
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Protocol, cast
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +13,11 @@ from torch.optim.swa_utils import AveragedModel
 from vision_reference.errors import UserError
 from vision_reference.machine import Rank
 from vision_reference.optimization import Schedule, build_ema, build_optimizer, build_schedule, parameter_groups
+
+
+class _Stateful(Protocol):
+    def state_dict(self) -> Mapping: ...
+    def load_state_dict(self, state_dict: dict, /) -> object: ...
 
 
 @dataclass
@@ -35,6 +42,7 @@ class Learner:
 
     def state_dict(self) -> dict:
         """The parts of a checkpoint, under the names that torchvision's recipe gives them."""
+        parts: dict[str, _Stateful | None]
         parts = {"model": self.model, "lr_scheduler": self.schedule, "scaler": self.scaler, "model_ema": self.ema}
         state = {name: part.state_dict() for name, part in parts.items() if part is not None}
         # torch's schedulers leave the optimizer with the rates of the next epoch, and go on from these.
@@ -61,7 +69,7 @@ class Learner:
             self._take("ema", checkpoint, path, "the model", key="model_ema")
 
     def _take(self, name: str, checkpoint: dict, path: str, flags: str, key: str | None = None) -> None:
-        part = self.schedule if name == "lr_scheduler" else getattr(self, name)
+        part: _Stateful = self.schedule if name == "lr_scheduler" else getattr(self, name)
         try:
             part.load_state_dict(checkpoint[key or name])
         except (ValueError, KeyError, TypeError, AttributeError, IndexError, RuntimeError, UserError) as error:
@@ -93,7 +101,8 @@ def build_learner(
         if device.type != "cuda":
             raise UserError("--sync-bn works on GPUs only; drop it")
         model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
-    student = network = torch.compile(model) if args.compile else model
+    # torch annotates what it compiles as any callable; of a module it makes a module.
+    student = network = cast(nn.Module, torch.compile(model)) if args.compile else model
     if torch.distributed.is_initialized():
         student = DistributedDataParallel(network, device_ids=[device.index] if device.type == "cuda" else None)
     groups = parameter_groups(

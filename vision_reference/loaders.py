@@ -40,7 +40,7 @@ class TimedLoader:
         waited: seconds of the epoch that was begun last.
     """
 
-    def __init__(self, loader: Loader) -> None:
+    def __init__(self, loader: "Loader | SoftLabelLoader | TeacherLoader") -> None:
         self.loader = loader
         self.step_sizes = loader.step_sizes
         self.waited = 0.0

@@ -161,6 +161,11 @@ def _started_here() -> int:
     return int(count) if count.isdigit() else 1
 
 
+def move_network(network: nn.Module, device: torch.device, memory_format: torch.memory_format) -> None:
+    """Move ``network`` to ``device``, its weights in ``memory_format``; in place."""
+    network.to(device, memory_format=memory_format)  # type: ignore[call-overload]  # torch's stubs do not know it
+
+
 def keep_freed_memory() -> None:
     """Have the C library keep freed blocks of any size for the next step; does nothing where it is not glibc.
 

@@ -29,7 +29,7 @@ from vision_reference.errors import UserError, run_command, some
 if TYPE_CHECKING:
     import torch
 
-    from vision_reference.networks.description import Description
+    from vision_reference.networks.description import CompleteDescription
 
 ENDINGS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
 
@@ -101,7 +101,7 @@ class Predictor:
     def __init__(
         self,
         network: "torch.nn.Module",
-        description: "Description",
+        description: "CompleteDescription",
         classes: Sequence[str],
         device: "torch.device",
         threads: int = 4,
@@ -145,12 +145,12 @@ class Predictor:
         """Predictions in the order of ``paths``, each as soon as its batch is done."""
         import torch
 
-        paths = iter(paths)
+        left = iter(paths)
         with ThreadPoolExecutor(self.threads) as readers:
-            while batch := list(islice(paths, batch_size)):
+            while batch := list(islice(left, batch_size)):
                 found = list(readers.map(self._read, batch))
                 pixels = [image for image in found if not isinstance(image, str)]
-                rows = iter(())
+                rows: Iterator[tuple[list[float], list[int]]] = iter(())
                 if pixels:
                     with torch.inference_mode():
                         images = self.normalize(torch.stack(pixels).to(self.device))

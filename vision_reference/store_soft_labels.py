@@ -89,7 +89,9 @@ def main(args: argparse.Namespace) -> None:
             same_views_as=Path(args.same_views_as) if args.same_views_as else None,
         )
         writer = Writer(folder, plan)
-    plan, whole, done = from_main((writer.plan, writer.whole, writer.done) if writer else None)
+    told = from_main((writer.plan, writer.whole, writer.done) if writer else None)
+    assert told is not None, "the first process has a writer"
+    plan, whole, done = told
     look, reading = Look.of(args), Reading.of(args, machine.device, machine.memory_format)
     teacher = Teacher(
         trained.network,
@@ -128,7 +130,14 @@ def make_plan(
     Raises:
         UserError: that is a store of other data or pixels.
     """
-    plan = {"format": FORMAT, "teacher": teacher, "data": data, "pixels": pixels, "views": views, "labels": labels}
+    plan: dict = {
+        "format": FORMAT,
+        "teacher": teacher,
+        "data": data,
+        "pixels": pixels,
+        "views": views,
+        "labels": labels,
+    }
     plan |= {"block": BLOCK, "versions": versions(pixels["loader"])}
     if same_views_as:
         other = Store(same_views_as)
@@ -152,7 +161,7 @@ def store(writer: Writer, teacher: Teacher, show: Show, rank: Rank, *, batch_siz
     loader = show([(block.view, range(block.start, block.stop)) for block in own], partial(view_seed, seed))
     shown: Iterable[Batch] = loader.epoch(0)
     if rank.is_main:
-        shown = progress(shown, "storing", total=len(loader), unit="view", scale=batch_size * rank.world_size)
+        shown = progress(shown, "storing", total=len(loader), unit="views", scale=batch_size * rank.world_size)
     batches = iter(shown)
     for block in own:
         of_block = islice(batches, -(-(block.stop - block.start) // batch_size))
@@ -179,12 +188,12 @@ def make_block(
     records = {name: np.empty(block.stop - block.start, kind) for name, kind in record_types(plan).items()}
     views, stored = records.values()
     views["seed"] = [view_seed(plan["views"]["seed"], block.view, index) for index in range(block.start, block.stop)]
-    errors, place = 0, 0
+    errors, place = np.zeros(()), 0
     for images, geometry, _ in shown:
         logits = _encodable(teacher(images).float())
         if not logits.isfinite().all():
             raise UserError("the teacher's logits are not finite; its weights are damaged, or --amp does not suit it")
-        errors += error_sums(logits, labels["top_k"]).numpy()
+        errors = errors + error_sums(logits, labels["top_k"]).numpy()
         rows = slice(place, place := place + len(images))
         drawn = geometry.cpu().numpy()
         views["box"][rows], views["flip"][rows] = drawn[:, :4], drawn[:, 4]

@@ -21,7 +21,7 @@ import secrets
 import signal
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -39,13 +39,23 @@ import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from vision_reference.data import Data, Loader, Look, Reading, Source, build_loaders, list_samples
+from vision_reference.data import (
+    Data,
+    Look,
+    Reading,
+    Source,
+    TrainLoader,
+    build_loaders,
+    build_val_loader,
+    list_samples,
+)
 from vision_reference.distillation import Teacher, Teachers, distillation_loss
 from vision_reference.files import atomic_copy, atomic_file
+from vision_reference.images.batch import Batch, Loader
 from vision_reference.images.presets import chosen
 from vision_reference.images.samplers import combine_seeds
 from vision_reference.learner import Learner, build_learner
-from vision_reference.loaders import SoftLabelLoader, TeacherLoader, TimedLoader
+from vision_reference.loaders import SoftLabelLoader, TaughtBatch, TeacherLoader, TimedLoader
 from vision_reference.losses.by_name import parse_kd_loss
 from vision_reference.losses.kd import KdLoss
 from vision_reference.losses.labels import label_loss
@@ -57,6 +67,7 @@ from vision_reference.machine import (
     from_main,
     gather_objects,
     memory_in_use,
+    move_network,
     share_buffers,
     sum_over_ranks,
 )
@@ -79,7 +90,7 @@ GO_ON_WITHIN = "the same command with --resume auto goes on after {} of the {} i
 
 def train_one_epoch(
     learner: Learner,
-    loader: Loader,
+    loader: TrainLoader,
     machine: Machine,
     args: argparse.Namespace,
     epoch: int,
@@ -116,7 +127,10 @@ def train_one_epoch(
         misled += begun.misled
         learner.schedule.step_to(epoch, max(0, -(-first // args.accumulate) - 1), len(update_sizes))
     shown, taught = averages.sums.clone(), bool(args.teacher or args.soft_labels)
-    for step, (images, targets, _, *answers) in enumerate(loader.epoch(epoch, first), first):
+    batches: Iterator[Batch | TaughtBatch] = loader.epoch(epoch, first)
+    for step, batch in enumerate(batches, first):
+        images, targets = batch.images, batch.targets
+        answers = batch.logits if isinstance(batch, TaughtBatch) else None
         update, place = divmod(step, args.accumulate)
         is_last = place == args.accumulate - 1 or step == len(loader) - 1
         if place == 0:
@@ -130,7 +144,7 @@ def train_one_epoch(
                 losses = distillation_loss(
                     logits,
                     targets,
-                    answers[0] if answers else None,
+                    answers,
                     temperature=args.kd_temperature,
                     kd_weight=args.kd_weight,
                     label_smoothing=args.label_smoothing,
@@ -153,8 +167,8 @@ def train_one_epoch(
                     ema.n_averaged.zero_()  # the average begins, as a copy, when the warm-up is over
 
         averages.add(losses, logits, targets)
-        if answers:
-            misled += ~answers[0].isfinite().all()
+        if answers is not None:
+            misled += ~answers.isfinite().all()
         images_seen += loader.step_sizes[step]
         if machine.rank.is_main and progress.due(step):
             lr = optimizer.param_groups[0]["lr"]
@@ -309,16 +323,16 @@ def save_within(
 
 def open_data(
     args: argparse.Namespace, rank: Rank, device: torch.device, memory_format: torch.memory_format
-) -> tuple[Loader | None, Loader, Data]:
-    """The training loader (None with ``--test-only``), the evaluation loader, and what they show.
+) -> tuple[TrainLoader, Loader, Data]:
+    """The training loader, the evaluation loader, and what they show.
 
     Raises:
         UserError: data that is missing or makes no sense, flags that the chosen loader cannot serve, or stored soft
             labels that do not belong to the data and the flags.
     """
-    data = list_samples(Source.of(args), rank, training=not args.test_only)
+    data = list_samples(Source.of(args), rank)
     soft_labels = None
-    if args.soft_labels and data.train is not None:
+    if args.soft_labels:
         soft_labels = open_soft_labels(
             [Path(name) for name in args.soft_labels.split(",") if name],
             data=describe_data(data.train, data.classes),
@@ -410,7 +424,7 @@ def resumed_network(args: argparse.Namespace, checkpoint: dict, source: str, cla
 
 
 def add_teachers(
-    loader: Loader, args: argparse.Namespace, classes: list[str], machine: Machine
+    loader: TrainLoader, args: argparse.Namespace, classes: list[str], machine: Machine
 ) -> tuple[TeacherLoader, list[dict[str, str]]]:
     """Batches with the answers of ``--teacher``, and who that is, for checkpoints.
 
@@ -434,11 +448,12 @@ def add_teachers(
                 renormalize=trained.renormalize,
             )
         )
+    assert not isinstance(loader, SoftLabelLoader | TeacherLoader), "parse_args lets nobody give two kinds of teacher"
     ensemble = teachers[0] if len(teachers) == 1 else Teachers(teachers, args.kd_temperature)
     return TeacherLoader(loader, ensemble, look_ahead=args.look_ahead), known
 
 
-def check_served(kd_loss: KdLoss, name: str, loader: Loader, unlabelled: int) -> None:
+def check_served(kd_loss: KdLoss, name: str, loader: TrainLoader, unlabelled: int) -> None:
     """A loss that needs labels, or all of a teacher's logits, gets them.
 
     Raises:
@@ -478,7 +493,7 @@ def resume(
 
 def run_epoch(
     learner: Learner,
-    train_loader: Loader,
+    train_loader: TrainLoader,
     val_loader: Loader,
     machine: Machine,
     args: argparse.Namespace,
@@ -523,6 +538,7 @@ def run_epoch(
                 model, val_loader, machine, args.label_smoothing, args.max_suppression, outcomes, lambda: wanted.signal
             )
         except Terminated as stop:
+            assert begun is not None, "the epoch was trained"
             save_begun(begun)
             raise Terminated(stop.number, GO_ON_WITHIN.format(whole, whole, epoch + 1)) from None
 
@@ -593,17 +609,18 @@ def evaluate_checkpoint(args: argparse.Namespace, machine: Machine) -> None:
     for note in follow_description(args, description):
         rank.say(note)
     fix_randomness(args, None, rank)
-    _, loader, data = open_data(args, rank, machine.device, machine.memory_format)
-    classes = data.classes
-    model = by_name.build_filled(args.model, len(classes), state, source)
-    for note in by_name.match_classes(model, description, classes):
+    data = list_samples(Source.of(args), rank, training=False)
+    reading = Reading.of(args, machine.device, machine.memory_format)
+    loader = build_val_loader(data, Look.of(args), reading, rank, args.batch_size)
+    model = by_name.build_filled(args.model, len(data.classes), state, source)
+    for note in by_name.match_classes(model, description, data.classes):
         rank.say(note)
     heads.check_input_sizes("model", args.model, model, {args.val_crop_size})
-    model.to(machine.device, memory_format=machine.memory_format)
+    move_network(model, machine.device, machine.memory_format)
     outcomes = Outcomes()
     result = evaluate(model, loader, machine, args.label_smoothing, args.max_suppression, outcomes)
     if args.per_class:
-        write_per_class(Path(args.per_class), outcomes, classes, rank)
+        write_per_class(Path(args.per_class), outcomes, data.classes, rank)
     rank.say(f"Test: loss {result['loss']:.4f}  Acc@1 {result['acc1']:.3f}  Acc@5 {result['acc5']:.3f}")
 
 
@@ -631,7 +648,7 @@ def train(args: argparse.Namespace, machine: Machine, tracking: Tracking) -> Non
     )
     sizes = {args.train_crop_size, args.val_crop_size}
     heads.check_input_sizes("student" if args.teacher or args.soft_labels else "model", args.model, model, sizes)
-    model.to(machine.device, memory_format=machine.memory_format)
+    move_network(model, machine.device, machine.memory_format)
     teachers = train_loader.teachers if isinstance(train_loader, SoftLabelLoader) else []
     train_loader = TimedLoader(train_loader)
     if args.teacher:
@@ -679,7 +696,7 @@ def train(args: argparse.Namespace, machine: Machine, tracking: Tracking) -> Non
 
 def train_epochs(
     learner: Learner,
-    loaders: tuple[Loader, Loader],
+    loaders: tuple[TrainLoader, Loader],
     machine: Machine,
     args: argparse.Namespace,
     classes: list[str],

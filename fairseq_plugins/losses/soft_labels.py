@@ -16,7 +16,8 @@ from torch import Tensor
 Part = TypeVar("Part")
 
 # What becomes of the probability of entries that a store left out: see `TopKLogits`.
-TAILS = ("uniform", "drop", "bucket")
+Tail = Literal["uniform", "drop", "bucket"]
+TAILS: tuple[Tail, ...] = ("uniform", "drop", "bucket")
 
 
 def with_tensors(part: Part, change: Callable[[Tensor], Tensor]) -> Part:
@@ -84,7 +85,7 @@ class TopKLogits:
     logits: Tensor
     rest: Tensor
     vocabulary_size: int
-    tail: Literal["uniform", "drop", "bucket"] = "drop"
+    tail: Tail = "drop"
 
     def __getitem__(self, rows: Tensor | slice) -> TopKLogits:
         return replace(self, indices=self.indices[rows], logits=self.logits[rows], rest=self.rest[rows])

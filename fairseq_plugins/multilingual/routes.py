@@ -82,7 +82,7 @@ class RoutedDatasetManager(MultilingualDatasetManager):
         datasets, params = super().load_split_datasets(split, training, epoch, combine, shard_epoch, **kwargs)
         numbered = [(key, RoutedDataset(data, self._route_of_key[key], len(self.routes))) for key, data in datasets]
         # with language tokens in place of the end of sentence the pairs are wrapped once more
-        pairs = [data if hasattr(data, "tgt_sizes") else getattr(data, "dataset", None) for _, data in datasets]
+        pairs = [data if hasattr(data, "tgt_sizes") else getattr(data, "dataset", data) for _, data in datasets]
         self._target_sizes[split] = [pair.tgt_sizes for pair in pairs if hasattr(pair, "tgt_sizes")]
         if split == self.args.train_subset:
             self.sentences_of_pair = {

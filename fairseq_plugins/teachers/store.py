@@ -111,7 +111,7 @@ class Store:
             self.experts = [(Path(path), str(digest)) for path, digest in zip(manifest["paths"], hashes, strict=True)]
             self._labels = self._map(LABELS, record_type(manifest), data["tokens"])
             self._offsets = self._map(OFFSETS, np.dtype("<i8"), self.sentences + 1)
-            if checksums[OFFSETS] != [zlib.crc32(self._offsets)]:
+            if checksums[OFFSETS] != [zlib.crc32(self._offsets.data)]:
                 raise UserError(_damaged(folder, f"{OFFSETS} is not as it was written"))
             steps = np.diff(self._offsets, prepend=0, append=len(self._labels))
             self._blocks, self._checksums = all_blocks(self._offsets, manifest["block"]), list(checksums[LABELS])
@@ -130,7 +130,7 @@ class Store:
     def damage(self) -> str | None:
         """One line about the first block whose bytes are not those that were written, None where all are."""
         with ThreadPoolExecutor(_THREADS) as pool:
-            found = pool.map(lambda block: zlib.crc32(self._labels[block.start : block.stop]), self._blocks)
+            found = pool.map(lambda block: zlib.crc32(self._labels[block.start : block.stop].data), self._blocks)
             for block, checksum in zip(self._blocks, found, strict=True):
                 if checksum != self._checksums[block.number]:
                     place = f"sentences {block.first + 1} to {block.last} are not as they were written"

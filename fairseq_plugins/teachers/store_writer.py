@@ -113,7 +113,10 @@ class Writer(ExitStack):
 
     def finish(self) -> None:
         """Write the manifest of a store that has all blocks, and remove what only its making needed."""
-        checksums = {LABELS: [self.done[block.number] for block in self.blocks], OFFSETS: [zlib.crc32(self.offsets)]}
+        checksums = {
+            LABELS: [self.done[block.number] for block in self.blocks],
+            OFFSETS: [zlib.crc32(self.offsets.data)],
+        }
         with writing_to(self.folder, "--output"):
             write_atomically(self.folder / MANIFEST, seal({**self.plan, "checksums": checksums}))
             self._clean()

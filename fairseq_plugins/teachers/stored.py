@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..errors import UserError
 from ..files import hash_split, sha256_of_file
-from ..losses.soft_labels import SoftLabels, TopKLogits
+from ..losses.soft_labels import SoftLabels, Tail, TopKLogits
 from ..multilingual.language_tokens import Batch, LanguageTokens, Layout, realign
 from .store import Store
 from .vocabularies import Vocabulary, hash_vocabulary
@@ -29,7 +29,7 @@ class StoredTeacher:
         UserError: the store is damaged, or of another pair, vocabulary or expert, or lacks the temperature.
     """
 
-    def __init__(self, folder: Path, vocabulary: Vocabulary, temperature: float, tail: str) -> None:
+    def __init__(self, folder: Path, vocabulary: Vocabulary, temperature: float, tail: Tail) -> None:
         self._store = store = Store(folder)
         self._vocabulary, self._tail = vocabulary, tail
         what, pair = f"stored teacher outputs {folder}", f"{vocabulary.source_lang}-{vocabulary.target_lang}"

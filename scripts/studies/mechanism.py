@@ -247,7 +247,7 @@ def draw_panels(study: Study, networks: Networks, output: Path) -> list[Mapping[
     records: list[Mapping[str, Any]] = []
     for number, comparison in enumerate(study.comparisons, start=1):
         compared, kinds = temperatures_of(study, comparison), [comparison.plain, comparison.smoothed]
-        if compared is None or comparison.smoothed is None or images.train is None:
+        if compared is None or comparison.smoothed is None or not images.train:
             continue
         cells = [comparison.students.get((kind, t), {}) for kind in kinds if kind for t in compared]
         seeds = set(cells[0]).intersection(*cells[1:])

@@ -5,8 +5,10 @@ import io
 import json
 import os
 import shutil
+import socket
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -43,19 +45,62 @@ def few_digits(digits, tmp_path_factory):
     return folder
 
 
+class Processes:
+    """Starts a command in several processes, placed as torchrun places them, which need not import torch each."""
+
+    def __init__(self):
+        self.server = None
+
+    def __call__(self, command, count, output):
+        """Their exit statuses; what they print goes to the file ``output``."""
+        if self.server is None:
+            warm = [sys.executable, str(ROOT / "tests" / "warm_python.py"), "vision_reference.train"]
+            environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+            self.server = subprocess.Popen(
+                warm, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+            )
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        places = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": count, "LOCAL_WORLD_SIZE": count}
+        environments = [
+            {name: str(value) for name, value in {**os.environ, **places, "RANK": rank, "LOCAL_RANK": rank}.items()}
+            for rank in range(count)
+        ]
+        output.touch()
+        request = {"command": list(map(str, command)), "processes": environments, "output": str(output), "cwd": "/"}
+        print(json.dumps(request), file=self.server.stdin, flush=True)
+        return json.loads(self.server.stdout.readline())
+
+    def close(self):
+        if self.server is not None:
+            self.server.communicate()  # it ends with its input
+
+
+@pytest.fixture(scope="session")
+def in_processes():
+    processes = Processes()
+    yield processes
+    processes.close()
+
+
 class TrainCommand:
     """Runs ``train.py`` as a user would: in this process, which saves an interpreter's start, or in several."""
 
     script = "train.py"
 
-    def __init__(self, data):
+    def __init__(self, data, in_processes):
+        self.in_processes = in_processes
         self.flags = ["--data-path", str(data), "--preset", "digits", "--device", "cpu", "--workers", "0"]
         self.flags += ["--batch-size", "16", "--seed", "1", "--lr", "0.05", "--use-deterministic-algorithms"]
 
-    def __call__(self, *flags, processes=None, expect=0):
-        """Output of the command with ``flags``; with ``processes``, of so many started by torchrun."""
+    def __call__(self, *flags, processes=None, torchrun=None, expect=0):
+        """Output of the command with ``flags``: run here, in so many ``processes``, or started by ``torchrun``."""
         flags = [*self.flags, *map(str, flags)]
-        status, text = self._start(flags, processes) if processes else self._run_here(flags)
+        if torchrun:
+            status, text = self._torchrun(flags, torchrun)
+        else:
+            status, text = self._start(flags, processes) if processes else self._run_here(flags)
         assert status == expect, text
         assert "Traceback" not in text, text
         return text
@@ -78,6 +123,12 @@ class TrainCommand:
         return status, output.getvalue()
 
     def _start(self, flags, processes):
+        with tempfile.TemporaryDirectory() as folder:
+            output = Path(folder) / "output"
+            statuses = self.in_processes([ROOT / "vision_reference" / self.script, *flags], processes, output)
+            return max(statuses, key=abs), output.read_text()
+
+    def _torchrun(self, flags, processes):
         command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
         command += [str(ROOT / "vision_reference" / self.script), *flags]
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -90,7 +141,8 @@ class StoreCommand(TrainCommand):
 
     script = "store_soft_labels.py"
 
-    def __init__(self, data):
+    def __init__(self, data, in_processes):
+        self.in_processes = in_processes
         self.flags = ["--data-path", str(data), "--preset", "digits", "--device", "cpu", "--workers", "0"]
         self.flags += ["--batch-size", "16"]
 
@@ -99,13 +151,13 @@ class StoreCommand(TrainCommand):
 
 
 @pytest.fixture(scope="session")
-def train(few_digits):
-    return TrainCommand(few_digits)
+def train(few_digits, in_processes):
+    return TrainCommand(few_digits, in_processes)
 
 
 @pytest.fixture(scope="session")
-def store(few_digits):
-    return StoreCommand(few_digits)
+def store(few_digits, in_processes):
+    return StoreCommand(few_digits, in_processes)
 
 
 @pytest.fixture

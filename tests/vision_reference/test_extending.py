@@ -39,15 +39,14 @@ def test_a_network_of_ones_own_trains_teaches_and_is_never_imported_because_a_fi
     assert "returned NoneType, not a torch.nn.Module" in said
 
 
-@pytest.mark.parametrize("processes", [None, 2])
-def test_accumulated_batches_are_one_large_batch(train, own, tmp_path, monkeypatch, processes):
+@pytest.mark.parametrize("torchrun", [None, 2])
+def test_accumulated_batches_are_one_large_batch(train, own, tmp_path, monkeypatch, torchrun):
     """83 images: updates of 32, 32, 19 against 16 + 16, 16 + 16, 16 + 3."""
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))  # as a user makes a module of their own known
     flags = ("--model", own, "--epochs", 1, "--seed", 5, "--clip-grad-norm", 0.5)
     train(*flags, "-b", 32, "--output-dir", tmp_path / "large")
-    train(
-        *flags, "-b", 16 // (processes or 1), "--accumulate", 2, "--output-dir", tmp_path / "small", processes=processes
-    )
+    own_batch = 16 // (torchrun or 1)
+    train(*flags, "-b", own_batch, "--accumulate", 2, "--output-dir", tmp_path / "small", torchrun=torchrun)
     train(*flags, "-b", 16, "--output-dir", tmp_path / "other")
     large, small, other = (weights(tmp_path / name) for name in ("large", "small", "other"))
     for name, value in large.items():

@@ -345,7 +345,7 @@ def test_accuracy_is_the_same_number_on_one_two_and_three_processes(train, strai
     assert best["epoch"] in range(4)
 
 
-def test_two_processes_train_as_one_does_on_the_same_global_batches(train, tmp_path, metrics):
+def test_two_processes_train_as_one_does_on_the_same_global_batches(train, in_processes, tmp_path, metrics):
     # No batch norm and no dropout: then the processes' gradients add up to those of the whole batch.
     script = tmp_path / "linear.py"
     script.write_text(
@@ -358,11 +358,9 @@ def test_two_processes_train_as_one_does_on_the_same_global_batches(train, tmp_p
     results = {}
     for processes, batch in ((1, 14), (2, 7)):  # the last batch has 13 images: 7 and 6
         out = tmp_path / str(processes)
-        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
-        flags = [*train.flags, "--batch-size", str(batch), "--epochs", "2", "--output-dir", str(out), "--lr", "0.01"]
-        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-        done = subprocess.run([*command, str(script), *flags], capture_output=True, text=True, env=environment)
-        assert done.returncode == 0, done.stderr
+        flags = [*train.flags, "--batch-size", batch, "--epochs", 2, "--output-dir", out, "--lr", 0.01]
+        statuses = in_processes([script, *flags], processes, tmp_path / "printed")
+        assert not any(statuses), (tmp_path / "printed").read_text()
         results[processes] = (weights(out), metrics(out)[-1])
     one, two = results[1], results[2]
     for name, tensor in one[0].items():

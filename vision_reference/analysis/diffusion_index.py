@@ -159,6 +159,7 @@ def figure(
     from vision_reference.analysis import drawing
 
     kinds = list(dict.fromkeys(cell.kind for cell in index.cells))
+    inside = groups or {}
     with drawing.style():
         picture = drawing.new_figure(3.5 if groups is None else 6.8, 3.0)
         first, *others = picture.subplots(1, 1 if groups is None else 2, squeeze=False)[0]
@@ -183,10 +184,10 @@ def figure(
         first.set_ylabel("diffusion index η (%)")
         for axes in others:
             for kind in kinds:
-                shares = {t: errors.share for (name, t), errors in sorted(groups.items()) if name == kind}
+                shares = {t: errors.share for (name, t), errors in sorted(inside.items()) if name == kind}
                 shares = {t: 100 * share for t, share in shares.items() if share is not None}
                 axes.plot(list(shares), list(shares.values()), label=kind, markersize=5, **drawing.look(kind, kinds))
-            known = [100 * errors.chance for errors in groups.values() if errors.chance is not None]
+            known = [100 * errors.chance for errors in inside.values() if errors.chance is not None]
             if known:
                 axes.axhline(np.mean(known), color="0.5", linewidth=0.8, linestyle=":", label="if errors fell evenly")
             axes.set_ylim(0, 1.08 * axes.get_ylim()[1])

@@ -90,7 +90,8 @@ def inspect(
     coverage, risk = calibration.risk_coverage(confidence, correct)
     shown = np.unique(np.linspace(0, len(risk) - 1, 200).round().astype(int))
     verdict = looks_smoothed(logits, labels)
-    result = {
+    smoothing = {**asdict(verdict), "recorded": _recorded_regularizer(recorded)}
+    return {
         "images": len(labels),
         "classes": classes,
         "accuracy": {"top1": 100 * float(correct.mean()), "top5": 100 * float((places < 5).mean())},
@@ -119,10 +120,9 @@ def inspect(
             {"classes": [names[a], names[b]], "errors": errors}
             for a, b, errors in confusions.most_confused(labels, found, PAIRS)
         ],
-        "smoothing": {**asdict(verdict), "recorded": _recorded_regularizer(recorded)},
+        "smoothing": smoothing,
+        "rule": rule_of_thumb(smoothing),
     }
-    result["rule"] = rule_of_thumb(result["smoothing"])
-    return result
 
 
 def _outputs_at(logits: np.ndarray, temperature: float) -> dict:

@@ -30,6 +30,8 @@ from vision_reference.errors import UserError, run_command
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+    from vision_reference.images.folders import Sample
+
 TRAIN_IMAGES, VAL_IMAGES = 150, 50
 _IN_A_ROW = 4  # networks beside one another
 
@@ -223,12 +225,12 @@ def main(args: argparse.Namespace) -> None:
     from vision_reference.analysis import drawing, features, subjects
 
     images = subjects.read_images(args.data_path, dataset=args.dataset)
-    wanted = _classes_asked_for(args.classes, images) if args.classes else None
+    wanted = _classes_asked_for(args.classes, images) if args.classes else []
     found = []
     for name, source in args.checkpoint:
         subject = subjects.load_subject(name, source, images, **flags.shown(args))
         load = {"batch_size": args.batch_size, "workers": args.workers}
-        if wanted is None:
+        if not wanted:  # the first network's
             seen = subjects.outputs_of(subject, images.val, images, **load)
             own = seen.logits[:, subject.numbers]
             wanted = choose_classes(own, seen.features, seen.labels, len(images.classes))
@@ -269,8 +271,8 @@ def _classes_asked_for(text: str, images) -> list[int]:
 
 
 def _choose_images(
-    samples: list, wanted: Sequence[int], asked: int | None, usual: int, split: str, names: Sequence[str]
-) -> list:
+    samples: "Sequence[Sample]", wanted: Sequence[int], asked: int | None, usual: int, split: str, names: Sequence[str]
+) -> "list[Sample]":
     from vision_reference.analysis.subjects import spread_out
 
     chosen = []

@@ -19,7 +19,7 @@ from vision_reference.images.folders import Sample, check_same_classes, image_fo
 from vision_reference.images.pipelines import Normalize, evaluation_pipeline
 from vision_reference.images.samplers import EvalBatchSampler
 from vision_reference.images.torch_loader import ImageDataset, TorchvisionLoader
-from vision_reference.machine import choose_device, keep_freed_memory, usable_workers
+from vision_reference.machine import choose_device, keep_freed_memory, move_network, usable_workers
 from vision_reference.networks import by_name, heads
 from vision_reference.networks.description import Description
 
@@ -43,14 +43,14 @@ class Images:
 
     Attributes:
         root: folder they lie in.
-        train: (path, label) pairs, None where only the validation part was asked for.
+        train: (path, label) pairs, none where only the validation part was asked for.
         val: the same.
         classes: folder names; labels index them.
         names: what to call the classes in pictures and text (ImageNet's words for its wnids).
     """
 
     root: Path
-    train: Sequence[Sample] | None
+    train: Sequence[Sample]
     val: Sequence[Sample]
     classes: list[str]
     names: list[str] = field(default_factory=list)
@@ -95,9 +95,9 @@ def read_images(root: Path, *, dataset: str = "imagefolder", train: bool = True)
     """
     if dataset == "cub200":
         data = cub200(root, download=False)
-        return Images(root, data.train if train else None, data.test, data.classes, data.classes)
+        return Images(root, data.train if train else [], data.test, data.classes, data.classes)
     val, classes = image_folder(root / "val")
-    training = None
+    training: Sequence[Sample] = []
     if train:
         training, train_classes = image_folder(root / "train")
         check_same_classes(train_classes, classes)
@@ -112,7 +112,9 @@ def load_subject(
     model: str | None = None,
     device: str = "cuda",
     preset: str | None = None,
-    **sizes: object,
+    resize: int | None = None,
+    crop: int | None = None,
+    interpolation: str | None = None,
 ) -> Subject:
     """The network behind ``source``.
 
@@ -122,25 +124,26 @@ def load_subject(
         images: what it will be shown; its classes are looked up among the network's.
         model: architecture, for files that do not say theirs.
         device: cpu, cuda or cuda:N; the CPU where there is no GPU.
-        preset, sizes: how images are shown (``resize``, ``crop``, ``interpolation``); None: as the network was trained.
+        preset, resize, crop, interpolation: how images are shown; None: as the network was trained.
 
     Raises:
         UserError: there is no such network, it has other classes than the data, or it cannot take images of that size.
     """
     network, described = by_name.load_network(source, model)
-    pixels = _shown(described, preset, **sizes)
+    pixels = _shown(described, preset, resize, crop, interpolation)
     heads.check_input_sizes("network", f"{name} ({described.arch})", network, {pixels.crop})
     place = choose_device(device, None)
     if place.type == "cpu":
         keep_freed_memory()
     numbers = _numbers_of(images, heads.class_count(network), described, f"{name} ({source})")
+    move_network(network.eval().requires_grad_(False), place, torch.channels_last)
     path = Path(source)
     is_file = path.is_file()
     return Subject(
         name=name,
         source=source,
         arch=str(described.arch),
-        network=network.eval().requires_grad_(False).to(place, memory_format=torch.channels_last),
+        network=network,
         device=place,
         pixels=pixels,
         numbers=numbers,
@@ -244,20 +247,20 @@ def class_number(text: str, images: Images) -> int:
 def _shown(
     described: Description,
     preset: str | None,
-    resize: int | None = None,
-    crop: int | None = None,
-    interpolation: str | None = None,
+    resize: int | None,
+    crop: int | None,
+    interpolation: str | None,
 ) -> Pixels:
     """What the file says, or ``preset`` in its place, with single settings of the user's above either."""
     if preset:
         described = Description(described.source, preset=preset, interpolation=described.interpolation)
-    described = described.completed()
+    complete = described.completed()
     return Pixels(
-        resize or described.val_resize_size,
-        crop or described.val_crop_size,
-        interpolation or described.interpolation,
-        tuple(described.mean),
-        tuple(described.std),
+        resize or complete.val_resize_size,
+        crop or complete.val_crop_size,
+        interpolation or complete.interpolation,
+        complete.mean,
+        complete.std,
     )
 
 

@@ -206,7 +206,8 @@ def _check_kind(image: Image.Image) -> None:
 
 def _is_plain_png(data: bytearray) -> bool:
     """Whether a PNG file has 8-bit gray or RGB pixels, and none that is to be seen through."""
-    return data.startswith(_PNG) and data[24:25] == b"\x08" and data[25:26] in (b"\0", b"\2") and b"tRNS" not in data
+    depth_and_colours = bytes(data[24:26])
+    return data.startswith(_PNG) and depth_and_colours in (b"\x08\0", b"\x08\2") and b"tRNS" not in data
 
 
 def _check_png(data: bytearray) -> None:

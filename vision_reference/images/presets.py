@@ -89,4 +89,9 @@ PRESETS = {
 def chosen(name: str, mean: Sequence[float] | None, std: Sequence[float] | None) -> Preset:
     """The preset ``name`` with other colours: ``mean`` and ``std`` of three numbers each; None: its own."""
     preset = PRESETS[name]
-    return replace(preset, mean=tuple(mean or preset.mean), std=tuple(std or preset.std))
+    return replace(preset, mean=_of_three(mean or preset.mean), std=_of_three(std or preset.std))
+
+
+def _of_three(values: Sequence[float]) -> tuple[float, float, float]:
+    red, green, blue = values
+    return red, green, blue

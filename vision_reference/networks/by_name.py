@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from vision_reference.errors import UserError
 from vision_reference.networks import checkpoints, cifar_resnets, heads, pretrained
-from vision_reference.networks.description import Description, from_checkpoint
+from vision_reference.networks.description import CompleteDescription, Description, from_checkpoint
 from vision_reference.networks.pretrained import TIMM
 from vision_reference.user_functions import import_function
 
@@ -130,7 +130,9 @@ def _without_memory(name: str, num_classes: int) -> nn.Module:
         return build_model(name, num_classes)
 
 
-def load_network(source: str | Path, arch: str | None = None, *, ema: bool = False) -> tuple[nn.Module, Description]:
+def load_network(
+    source: str | Path, arch: str | None = None, *, ema: bool = False
+) -> tuple[nn.Module, CompleteDescription]:
     """A trained network in evaluation mode on the CPU, and what is known about it.
 
     Sizes, interpolation, mean and std that the file does not tell are those of a preset (``Description.assumed`` names
@@ -167,7 +169,7 @@ def match_classes(network: nn.Module, description: Description, classes: Sequenc
     Raises:
         UserError: the network was trained on other classes.
     """
-    if not comparable_classes(description, classes):
+    if description.classes is None or not comparable_classes(description, classes):
         if all(re.fullmatch(r"n\d{8}", name) for name in classes):  # ImageNet's folders, in the order all use
             return []
         taken = f"they are taken to be the data's {len(classes)}, in the same order"

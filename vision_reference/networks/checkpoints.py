@@ -35,7 +35,7 @@ import random
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, cast
 
 import numpy as np
 import safetensors
@@ -59,9 +59,11 @@ def load_checkpoint(path: str | Path) -> object:
         UserError: as ``load_file``, or the content is not what its checksum says.
     """
     content = load_file(path)
+    if not isinstance(content, dict):
+        return content
     if Path(path).suffix == ".safetensors":
         return _exported(path, content)
-    written = content.pop(_CHECKSUM, None) if isinstance(content, dict) else None
+    written = content.pop(_CHECKSUM, None)
     if written is not None and written != checksum(content):
         raise UserError(f"'{path}' is damaged: its content does not have the checksum that was written with it")
     return content
@@ -126,9 +128,10 @@ def read_checkpoint(path: str | Path) -> dict:
         UserError: as ``load_checkpoint``, or one of these is missing (bare weights have none, the authors' files
             have no ``lr_scheduler``).
     """
-    checkpoint = load_checkpoint(path)
+    content = load_checkpoint(path)
+    checkpoint: dict = content if isinstance(content, dict) else {}
     kinds = {"model": Mapping, "optimizer": Mapping, "lr_scheduler": Mapping, "epoch": int}
-    missing = [key for key in kinds if not isinstance(checkpoint, dict) or key not in checkpoint]
+    missing = [key for key in kinds if key not in checkpoint]
     if missing:
         raise UserError(
             f"'{path}' has no {', '.join(missing)}, so training cannot go on from it; evaluate it with --test-only, or "
@@ -251,7 +254,7 @@ def save_atomically(obj: object, path: str | Path) -> None:
     with atomic_file(path) as file:
         writer = _Writer(file)
         try:
-            torch.save(obj, writer)
+            torch.save(obj, cast(BinaryIO, writer))  # it writes and flushes, no more
         except Exception:
             if writer.error is not None:
                 raise OSError(writer.error.errno, writer.error.strerror, str(path)) from None
@@ -285,7 +288,7 @@ def prune_epoch_checkpoints(output_dir: str | Path, keep: int) -> None:
     for path in Path(output_dir).iterdir():
         if match := re.fullmatch(r"model_(\d+)\.pth", path.name):
             epochs[path] = int(match[1])
-    newest_first = sorted(epochs, key=epochs.get, reverse=True)
+    newest_first = sorted(epochs, key=epochs.__getitem__, reverse=True)
     for path in newest_first[keep:]:
         path.unlink()
 
@@ -320,16 +323,16 @@ def capture_rng() -> dict:
         Apple's GPUs ``mps``.
     """
     version, words, gauss = random.getstate()
-    _, numpy_words, position, has_gauss, numpy_gauss = np.random.get_state()
+    numpy_state = np.random.get_state(legacy=False)
     apple = {"mps": torch.mps.get_rng_state()} if torch.backends.mps.is_available() else {}
     return {
         **apple,
         "python": {"version": version, "words": torch.tensor(words), "gauss": gauss},
         "numpy": {
-            "words": torch.tensor(numpy_words.tolist()),
-            "position": position,
-            "has_gauss": has_gauss,
-            "gauss": numpy_gauss,
+            "words": torch.tensor(numpy_state["state"]["key"].tolist()),
+            "position": numpy_state["state"]["pos"],
+            "has_gauss": numpy_state["has_gauss"],
+            "gauss": numpy_state["gauss"],
         },
         "torch": torch.get_rng_state(),
         "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else [],
@@ -386,6 +389,6 @@ def _differing_class_counts(
     """Classes in the file, classes of the model, and the classifier's prefix, if that is where the two differ."""
     name, layer = last_layer(model)
     saved = state_dict.get(f"{name}.weight")
-    if f"{name}.weight" not in misshapen or saved.shape[1:] != layer.weight.shape[1:]:
+    if saved is None or f"{name}.weight" not in misshapen or saved.shape[1:] != layer.weight.shape[1:]:
         return None
     return len(saved), len(layer.weight), f"{name}."

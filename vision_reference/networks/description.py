@@ -4,11 +4,12 @@ import math
 import platform
 import socket
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 from vision_reference.errors import UserError
 from vision_reference.images.presets import INTERPOLATIONS, PRESETS, chosen
@@ -51,7 +52,7 @@ class Description:
     made_by: Mapping = field(default_factory=dict)
     assumed: tuple[str, ...] = ()
 
-    def completed(self, preset: str | None = None) -> "Description":
+    def completed(self, preset: str | None = None) -> "CompleteDescription":
         """The same with what is unknown of sizes, interpolation, mean and std taken from a preset.
 
         Args:
@@ -64,10 +65,28 @@ class Description:
         if name not in PRESETS:
             raise UserError(f"'{self.source}': its preset '{name}' is unknown here; known: {', '.join(PRESETS)}")
         defaults = PRESETS[name]
-        known = {"preset": name, "interpolation": "bilinear", "mean": defaults.mean, "std": defaults.std}
+        known: dict[str, object] = {
+            "preset": name,
+            "interpolation": "bilinear",
+            "mean": defaults.mean,
+            "std": defaults.std,
+        }
         known |= {side: getattr(defaults, side) for side in _SIDES}
         missing = {name: value for name, value in known.items() if getattr(self, name) is None}
-        return replace(self, **missing, assumed=tuple(missing))
+        return CompleteDescription(**{**vars(self), **missing, "assumed": tuple(missing)})
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompleteDescription(Description):
+    """A ``Description`` that says how images are prepared: what it was told and, for the rest, what a preset says."""
+
+    preset: str
+    train_crop_size: int
+    val_resize_size: int
+    val_crop_size: int
+    interpolation: str
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
 
 
 def from_checkpoint(checkpoint: object, source: str) -> Description:
@@ -197,7 +216,7 @@ def recorded_arch(checkpoint: object) -> str | None:
     return next((name for name in names if isinstance(name, str)), None)
 
 
-def _checked(told: Mapping, name: str, source: str, allowed, what: str):
+def _checked(told: Mapping, name: str, source: str, allowed: Callable[[Any], bool], what: str) -> Any:
     value = told.get(name)
     if value is not None and not (isinstance(value, str | int | float | list | tuple) and allowed(value)):
         raise UserError(f"'{source}' is damaged or forged: its {name} is '{str(value)[:40]}', not {what}")
@@ -209,7 +228,7 @@ def _is_side(value: object) -> bool:
 
 
 def _classes(told: Mapping, source: str) -> tuple[str, ...] | None:
-    def allowed(names: object) -> bool:
+    def allowed(names: Any) -> bool:
         return isinstance(names, list | tuple) and all(isinstance(name, str) for name in names) and len(names) > 0
 
     classes = _checked(told, "classes", source, allowed, "a list of names")
@@ -219,18 +238,21 @@ def _classes(told: Mapping, source: str) -> tuple[str, ...] | None:
 
 
 def _colours(told: Mapping, name: str, source: str) -> tuple[float, float, float] | None:
-    def allowed(values: object) -> bool:
+    def allowed(values: Any) -> bool:
         numbers = isinstance(values, list | tuple) and all(isinstance(value, int | float) for value in values)
         return numbers and len(values) == 3 and all(map(math.isfinite, values)) and (name == "mean" or min(values) > 0)
 
     values = _checked(told, name, source, allowed, "three numbers" + " above 0" * (name == "std"))
-    return None if values is None else tuple(float(value) for value in values)
+    if values is None:
+        return None
+    red, green, blue = map(float, values)
+    return red, green, blue
 
 
 def _accuracy(checkpoint: Mapping, told: Mapping) -> float | None:
     """Ours says that of the very weights; the authors' files say the best of their run, which is what they hold."""
     own = told.get("accuracy")
-    value = own.get("acc1") if isinstance(own, Mapping) else checkpoint.get("best_acc1")
+    value: Any = own.get("acc1") if isinstance(own, Mapping) else checkpoint.get("best_acc1")
     try:
         value = float(value)  # a tensor of one element, too
     except (TypeError, ValueError, RuntimeError):

@@ -5,6 +5,7 @@ last layer is a ``Linear`` or ``Conv2d`` that was registered last.
 """
 
 from collections.abc import Collection, Sequence
+from typing import cast
 
 import torch
 from torch import nn
@@ -48,8 +49,7 @@ def drop_auxiliary_heads(model: nn.Module) -> nn.Module:
     """
     for name in auxiliary_heads(model):
         setattr(model, name, None)
-    if hasattr(model, "aux_logits"):
-        model.aux_logits = False
+    _renew(model, "aux_logits", False)
     return model
 
 
@@ -67,16 +67,30 @@ def replace_head(model: nn.Module, num_classes: int) -> nn.Module:
         name, old = last_layer(module)
         parent, _, attribute = name.rpartition(".")
         setattr(module.get_submodule(parent), attribute, _resized(old, num_classes))
-    if isinstance(getattr(model, "num_classes", None), int):
-        model.num_classes = num_classes
+    _renew(model, "num_classes", num_classes)
     return model
 
 
+def _renew(model: nn.Module, name: str, value: int) -> None:
+    """Sets a number that torchvision's networks keep beside their layers, in those that have it."""
+    if isinstance(getattr(model, name, None), int):
+        setattr(model, name, value)
+
+
 def _resized(old: nn.Linear | nn.Conv2d, num_classes: int) -> nn.Linear | nn.Conv2d:
-    same = {"bias": old.bias is not None, "device": old.weight.device, "dtype": old.weight.dtype}
+    has_bias, device, dtype = old.bias is not None, old.weight.device, old.weight.dtype
     if isinstance(old, nn.Linear):
-        return nn.Linear(old.in_features, num_classes, **same)
-    return nn.Conv2d(old.in_channels, num_classes, old.kernel_size, stride=old.stride, padding=old.padding, **same)
+        return nn.Linear(old.in_features, num_classes, bias=has_bias, device=device, dtype=dtype)
+    return nn.Conv2d(
+        old.in_channels,
+        num_classes,
+        cast(tuple[int, int], old.kernel_size),  # torch annotates all convolutions alike, as tuples of any length
+        stride=cast(tuple[int, int], old.stride),
+        padding=cast("str | tuple[int, int]", old.padding),
+        bias=has_bias,
+        device=device,
+        dtype=dtype,
+    )
 
 
 def class_order(of_weights: Sequence[str], of_data: Sequence[str], source: str) -> list[int] | None:

@@ -8,6 +8,7 @@ import json
 import re
 import urllib.request
 from pathlib import Path
+from typing import Any
 
 import torch
 import torchvision
@@ -211,7 +212,8 @@ def _shown(config: dict, source: str) -> dict:
         "std": config.get("std"),
         "interpolation": config["interpolation"] if config.get("interpolation") in INTERPOLATIONS else "bicubic",
     }
-    size, share = config.get("input_size"), config.get("crop_pct") or 0.875
+    size: Any = config.get("input_size")
+    share = config.get("crop_pct") or 0.875
     try:
         crop = int(size[-1])
         told |= {"train_crop_size": crop, "val_crop_size": crop, "val_resize_size": int(crop / float(share))}
@@ -235,7 +237,8 @@ def _hub(source: str, name: str | None) -> Trained:
     description = from_checkpoint(state, source)
     weights = checkpoints.weights_in(state, None, source=source)
     found = description.arch
-    if None not in (name, found) and name.startswith(TIMM) and _untagged(name) != _untagged(found):
+    given = name if name is not None and name.startswith(TIMM) else None
+    if given and found is not None and _untagged(given) != _untagged(found):
         raise UserError(f"'{source}' holds weights of {found}, not of {name}; name the network {found}")
     return weights, description
 

@@ -207,7 +207,7 @@ def _number_maker(name: str) -> Callable[[_NumpyType, bytes], float]:
     return _answering_to(name, lambda kind, data: struct.unpack(kind.order + kind.struct_code, data)[0])
 
 
-_ALLOWED_IN_PICKLES = [
+_ALLOWED_IN_PICKLES: list[Callable] = [
     argparse.Namespace,
     _answering_to("numpy.dtype", _NumpyType),
     _number_maker("numpy.core.multiarray.scalar"),  # numpy 1

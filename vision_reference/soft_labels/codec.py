@@ -5,7 +5,7 @@ probability of these (the tail) is known.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -68,6 +68,7 @@ def decode(
     """
     if indices is None:
         return logits
+    assert rest is not None, "where there are indices there is what they leave out"
     logits = logits.double()
     filling = torch.full_like(logits[:, :1], NOTHING)
     if tail == "uniform":
@@ -121,7 +122,7 @@ def error_sums(logits: Tensor, top_k: int | None) -> Tensor:
     return torch.stack(sums).view(-1, len(REPORTED)).cpu()
 
 
-def error_table(rows: dict[str, Sequence[float]], images: int) -> str:
+def error_table(rows: Mapping[str, Sequence[float]], images: int) -> str:
     """The table of mean errors over ``images`` views, one line per row of ``error_rows``."""
     head = [
         f"KL between the teacher and what a store knows of it, in nats, mean over {images} views",

@@ -82,7 +82,7 @@ class Files:
     def checksums(self, block: Block) -> dict[str, int]:
         """CRC-32 of a block's bytes in either file."""
         parts = (part[block.view, block.start : block.stop].view(np.uint8) for part in (self.views, self.labels))
-        return dict(zip(FILES, map(zlib.crc32, parts), strict=True))
+        return {name: zlib.crc32(part.data) for name, part in zip(FILES, parts, strict=True)}
 
 
 class Store:

@@ -144,7 +144,7 @@ class Writer(ExitStack):
         entries = {entry["block"]: entry for entry in self._journals()}
         ordered = [entries[block.number] for block in self.blocks]
         checksums = {name: [entry["checksums"][name] for entry in ordered] for name in FILES}
-        errors = sum(np.array(entry["errors"]) for entry in ordered) / sum(b.stop - b.start for b in self.blocks)
+        errors = np.sum([entry["errors"] for entry in ordered], axis=0) / sum(b.stop - b.start for b in self.blocks)
         manifest = {**self.plan, "checksums": checksums, "errors": dict(zip(rows, errors.tolist(), strict=True))}
         self._replace(MANIFEST, seal(manifest))
         _clean(self.folder)

@@ -77,7 +77,7 @@ def test_the_picture_shows_what_projection_and_components_make_of_the_features(
 
 def test_auto_chooses_the_most_confused_pair_and_a_class_far_from_both(command, checkpoints, flags, tmp_path):
     text = command(penultimate, "--checkpoint", f"a={checkpoints['plain']}", *flags, "--auto", "--output", tmp_path)
-    assert text.startswith("classes ")
+    assert text.splitlines()[-1].startswith("classes ")
     assert len({row["class"] for row in table(tmp_path / "penultimate.csv")}) == 3
     # Four classes on a line at 0, 1, 5, 9; two errors between 2 and 3, one between 0 and 1.
     features, labels = np.array([0.0, 1, 5, 9, 5, 0])[:, None], np.array([0, 1, 2, 3, 2, 0])

@@ -159,7 +159,7 @@ def test_networks_of_other_classes_or_sizes_are_refused(tmp_path, shown, write_c
 
 
 def test_classes_by_name_first_by_number_second_and_the_nearest_names(shown):
-    images = subjects.Images(shown.root, None, [], ["3", "cat", "dog"], ["3", "tabby", "hound"])
+    images = subjects.Images(shown.root, [], [], ["3", "cat", "dog"], ["3", "tabby", "hound"])
     assert subjects.class_number("3", images) == 0  # its name, although there is no class number 3
     assert subjects.class_number("tabby", images) == 1
     assert subjects.class_number("2", images) == 2
