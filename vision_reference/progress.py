@@ -12,7 +12,7 @@ _SECONDS_BETWEEN_LINES = 10
 
 
 def progress(
-    steps: Iterable[T], title: str, *, total: int | None = None, unit: str = "batches", scale: int = 1
+    steps: Iterable[T], title: str, *, total: int | None = None, unit: str = "batch", scale: int = 1
 ) -> Iterable[T]:
     """``steps`` with a bar on a terminal; elsewhere with a line every ten seconds and one at the end. On stderr.
 
@@ -24,11 +24,12 @@ def progress(
         assert isinstance(steps, Sized), "give total"
         total = len(steps)
     if sys.stderr.isatty():
-        return tqdm(steps, title, total, unit=f" {unit}", unit_scale=scale if scale > 1 else False, leave=False)
+        return tqdm(steps, title, total, unit=unit, unit_scale=scale if scale > 1 else False, leave=False)
     return _with_lines(steps, title, total, unit, scale)
 
 
 def _with_lines(steps: Iterable[T], title: str, total: int, unit: str, scale: int) -> Iterator[T]:
+    units = unit + ("es" if unit.endswith("ch") else "s")
     begin = last = time.monotonic()
     for number, step in enumerate(steps, 1):
         yield step
@@ -37,7 +38,7 @@ def _with_lines(steps: Iterable[T], title: str, total: int, unit: str, scale: in
             last, rate = now, number / max(now - begin, 1e-9)
             left = int((total - number) / rate)
             print(
-                f"{title}: {100 * number // total} %, {rate * scale:,.0f} {unit}/s, "
+                f"{title}: {100 * number // total} %, {rate * scale:,.0f} {units}/s, "
                 f"ETA {left // 3600}:{left // 60 % 60:02d}:{left % 60:02d}",
                 file=sys.stderr,
                 flush=True,

@@ -161,7 +161,7 @@ def store(writer: Writer, teacher: Teacher, show: Show, rank: Rank, *, batch_siz
     loader = show([(block.view, range(block.start, block.stop)) for block in own], partial(view_seed, seed))
     shown: Iterable[Batch] = loader.epoch(0)
     if rank.is_main:
-        shown = progress(shown, "storing", total=len(loader), unit="views", scale=batch_size * rank.world_size)
+        shown = progress(shown, "storing", total=len(loader), unit="view", scale=batch_size * rank.world_size)
     batches = iter(shown)
     for block in own:
         of_block = islice(batches, -(-(block.stop - block.start) // batch_size))

@@ -39,7 +39,7 @@ def readable_samples(
     with ThreadPoolExecutor(max(1, threads)) as pool:
         verdicts: Iterable[bool] = pool.map(is_readable, share)
         if show_progress:
-            verdicts = progress(verdicts, "checking images", total=len(share), unit="files")
+            verdicts = progress(verdicts, "checking images", total=len(share), unit="file")
         broken = [path for path, good in zip(share, verdicts, strict=True) if not good]
     unwanted = {path for part in gather_objects(broken) for path in part}
     if rank.is_main:
