@@ -38,17 +38,16 @@ from scripts.studies import plan as planning
 from scripts.studies.plan import Planned
 from scripts.studies.schema import CONFIGS, IMAGES, TRANSLATION, Study, read_study
 from scripts.studies.tracking import set_environment, with_tracking
+from vision_reference.analysis.flags import path
 from vision_reference.arguments import add_track
-from vision_reference.errors import UserError, run_command
+from vision_reference.errors import Parser, UserError, run_command
 from vision_reference.files import atomic_file
 
 MARK = "study.json"  # the folder of a study is known by it
 
 
 def get_args_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="study.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(prog="study.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True, metavar="{plan,run,status,report}")
     for name, text in (
         ("plan", "show the jobs and an estimate of time and disk; starts and writes nothing"),
@@ -58,9 +57,9 @@ def get_args_parser() -> argparse.ArgumentParser:
         command.add_argument(
             "config", metavar="CONFIG", help="a YAML file, or the name of one in scripts/studies/configs"
         )
-        command.add_argument("--output", type=Path, required=True, metavar="DIR", help="the folder of the study")
+        command.add_argument("--output", type=path, required=True, metavar="DIR", help="the folder of the study")
         command.add_argument(
-            "--data", type=Path, metavar="DIR", help="where the data lies, in place of the configuration's"
+            "--data", type=path, metavar="DIR", help="where the data lies, in place of the configuration's"
         )
         command.add_argument(
             "--jobs",
@@ -86,7 +85,7 @@ def get_args_parser() -> argparse.ArgumentParser:
             )
     for name, text in (("status", "what is done, running, failed, and why"), ("report", "write the page of results")):
         command = commands.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}.")
-        command.add_argument("folder", type=Path, metavar="DIR", help="the folder of the study")
+        command.add_argument("folder", type=path, metavar="DIR", help="the folder of the study")
     return parser
 
 
@@ -423,11 +422,14 @@ def show_status(output: Path) -> bool:
         UserError: the folder holds no study.
     """
     facts = read_facts(output)
-    if not facts:
+    known = facts.get("all_jobs", [])
+    if not facts or not isinstance(known, list):
         raise UserError(f"{output} holds no study (no {MARK}); give the --output of study.py run")
+    if not all(isinstance(one, dict) and isinstance(one.get("job"), str) for one in known):
+        raise UserError(f"{output / MARK} is damaged; remove it: study.py run writes it again")
     counts: Counter[str] = Counter()
     shown = []
-    for entry in facts.get("all_jobs", []):
+    for entry in known:
         job = jobs.Job(entry["job"], output / "runs" / entry["job"], ("?",))
         record = jobs.load_record(job)
         if record and record["finished"]:

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
-from vision_reference.errors import UserError
+from vision_reference.errors import Parser, UserError
 from vision_reference.images.presets import INTERPOLATIONS, PRESETS, TENSOR_INTERPOLATIONS
 
 if TYPE_CHECKING:
@@ -49,14 +49,8 @@ _NOT_THE_RESULT = {
 }  # fmt: skip
 
 
-class _Parser(argparse.ArgumentParser):
-    """Tells a mistake in one line; the list of all flags would only hide it.
-
-    What ``parse`` returns has ``given``: the names of the flags that the command line names, sorted.
-    """
-
-    def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: error: {message} (--help lists all flags)\n")
+class _Parser(Parser):
+    """What it parses has ``given``: the names of the flags that the command line names, sorted."""
 
     def parse(self, argv: Sequence[str] | None = None) -> argparse.Namespace:
         parsed = self.parse_args(argv)
@@ -121,6 +115,10 @@ def device_name(text: str) -> str:
     return text
 
 
+# for the flags of other commands
+filled_text, natural = _text, _natural
+
+
 class _Track(argparse.Action):
     """Adds the services of one ``--track`` to those of others."""
 
@@ -182,6 +180,13 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     args = get_args_parser().parse(argv)
     _fill_in_sizes(args, "train_crop_size", "val_resize_size", "val_crop_size")
     _fill_in_colours(args)
+    if "resume" in args.given and not args.resume.strip():
+        raise UserError("--resume is empty; is a variable unset? Give a checkpoint, auto, or drop the flag")
+    if not args.test_only and args.val_crop_size > args.val_resize_size:
+        raise UserError(
+            f"--val-crop-size {args.val_crop_size} is larger than the image it is cut from, --val-resize-size "
+            f"{args.val_resize_size}: a black frame would be left; give --image-size, or both sizes"
+        )
     if args.test_only and not (args.resume or args.init_weights or args.weights):
         raise UserError(
             "--test-only without weights would evaluate a random network; give --resume (a checkpoint of any origin), "
@@ -548,7 +553,7 @@ def _add_views(group) -> None:
     group.add_argument("--train-crop-size", type=_side, help="training crop: " + _SIZES.format(224))
     group.add_argument(
         "--image-size",
-        type=_count,
+        type=_side,
         metavar="N",
         help="crops of N pixels in training and evaluation; resizing before the latter by the preset's proportion",
     )
@@ -595,7 +600,9 @@ def _add_augmentation(group) -> None:
     group.add_argument(
         "--ra-sampler", action="store_true", help="repeated augmentation: several copies of an image per epoch"
     )
-    group.add_argument("--ra-reps", type=_count, default=3, help="copies per image with --ra-sampler (default: 3)")
+    group.add_argument(
+        "--ra-reps", type=_number(int, 1, 100), default=3, help="copies per image with --ra-sampler (default: 3)"
+    )
 
 
 def _add_model(group) -> None:
@@ -697,7 +704,7 @@ def _add_distillation(group) -> None:
 
 def _add_store(group) -> None:
     group.add_argument("--output-dir", type=_text, metavar="DIR", help="the store: new, empty, or one to go on with")
-    group.add_argument("--views", type=_count, metavar="M", help="views of each image (default: 1)")
+    group.add_argument("--views", type=_number(int, 1, 10_000), metavar="M", help="views of each image (default: 1)")
     group.add_argument(
         "--seed", type=_seed, help="fixes the views: train.py's epochs 0 to M-1 with this seed (default: drawn)"
     )

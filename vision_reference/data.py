@@ -4,6 +4,7 @@
 """
 
 import argparse
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import chain
@@ -294,10 +295,18 @@ def list_samples(source: Source, rank: Rank, *, training: bool = True) -> Data:
             raise UserError(f"--data-path {root} is a file; it must be a folder with train/ and val/")
         train, val, classes = _train_and_val(root, source.split, training, cache=source.cache)
 
+    if len(classes) < 2:
+        raise UserError(f"--data-path {root} has images of one class ({classes[0]}): there is nothing to tell apart")
+
     def kept(name: str, samples: Sequence[Sample]) -> Samples:
         if not source.skip_unreadable:
             return samples if isinstance(samples, Samples) else Samples(samples)
-        good = readable_samples(samples, threads=usable_workers(source.workers), rank=rank, show_progress=rank.is_main)
+        good = readable_samples(
+            samples,
+            threads=usable_workers(source.workers),
+            rank=rank,
+            show_progress=rank.is_main and sys.stderr.isatty(),
+        )
         if rank.is_main and (note := report(name, samples, good, source.report_to)):
             rank.say(note)
         if not good and name == "unlabelled":

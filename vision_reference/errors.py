@@ -9,6 +9,7 @@ status 2  a mistake of the user's, a full disk, too little memory
 ========  =============================================================================================
 """
 
+import argparse
 import errno
 import os
 import signal
@@ -18,6 +19,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from typing import NoReturn
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)  # what ends a run that was right
 _HINTS = {
@@ -42,7 +44,14 @@ class UserError(Exception):
         text = str(self)
         if "Original Traceback" in text:
             text = text.strip().splitlines()[-1].partition(": ")[2]
-        return text
+        return " ".join(text.splitlines())
+
+
+class Parser(argparse.ArgumentParser):
+    """An ``argparse`` parser that tells a mistake in one line; the list of all flags would only hide it."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: error: {' '.join(message.split())} (--help lists all flags)\n")
 
 
 class Terminated(BaseException):

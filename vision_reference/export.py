@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING
 if not __package__:  # run as a file: the root of the clone takes the place of its own folder
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from vision_reference.analysis.flags import SOURCES, Parser
+from vision_reference.analysis.flags import SOURCES, Parser, filled_text, path
 from vision_reference.errors import UserError, run_command
 
 if TYPE_CHECKING:
@@ -47,10 +47,12 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = Parser("export.py", __doc__ or "")
     parser.add_argument("checkpoint", help=SOURCES)
     parser.add_argument("--format", required=True, choices=FORMATS, help="what to write")
-    parser.add_argument("--output", required=True, type=Path, metavar="FILE|DIR", help="file, or folder for the Hub")
+    parser.add_argument("--output", required=True, type=path, metavar="FILE|DIR", help="file, or folder for the Hub")
     parser.add_argument("--int8", action="store_true", help="onnx: 8-bit integers, calibrated on --images")
-    parser.add_argument("--images", type=Path, metavar="DIR", help="pictures to check with, and to calibrate --int8")
-    parser.add_argument("--model", metavar="NAME", help="the network, where the file does not name it")
+    parser.add_argument("--images", type=path, metavar="DIR", help="pictures to check with, and to calibrate --int8")
+    parser.add_argument(
+        "--model", type=filled_text, metavar="NAME", help="the network, where the file does not name it"
+    )
     parser.add_argument("--model-ema", action="store_true", help="export the moving average of the weights")
     parser.add_argument("--licence", default="", metavar="NAME", help="of the weights, such as mit; goes into the card")
     parser.add_argument("--overwrite", action="store_true", help="replace files of an earlier export")
@@ -249,7 +251,8 @@ def _safetensors(network: "nn.Module", example: "np.ndarray", path: Path, facts:
     import safetensors.torch
 
     state = {name: tensor.contiguous() for name, tensor in network.state_dict().items()}
-    safetensors.torch.save_file(state, path, metadata={"format": "pt", "description": _text(facts)})
+    # its own way to files has errors of its own for a full disk
+    path.write_bytes(safetensors.torch.save(state, metadata={"format": "pt", "description": _text(facts)}))
 
 
 def _onnx(network: "nn.Module", example: "np.ndarray", path: Path, facts: Mapping) -> None:
@@ -303,7 +306,8 @@ def _torchscript(network: "nn.Module", example: "np.ndarray", path: Path, facts:
 
     with torch.inference_mode():
         traced = torch.jit.trace(network, torch.from_numpy(example))
-    torch.jit.save(traced, str(path), _extra_files={"description.json": _text(facts)})
+    with path.open("wb") as file:
+        torch.jit.save(traced, file, _extra_files={"description.json": _text(facts)})
 
 
 def _torch_export(network: "nn.Module", example: "np.ndarray", path: Path, facts: Mapping) -> None:

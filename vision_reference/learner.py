@@ -79,6 +79,8 @@ class Learner:
     def _check_optimizer_state(self, path: str) -> None:
         """torch takes over any state; one of another shape would end the first step, one that is no number the run."""
         for parameter, state in self.optimizer.state.items():
+            if not isinstance(state, dict):
+                raise UserError(f"the optimizer in {path} is damaged: a weight's state is a {type(state).__name__}")
             for name, value in state.items():
                 if not isinstance(value, Tensor):
                     fits = value is None or isinstance(value, int | float)

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING
 if not __package__:  # run as a file: the root of the clone takes the place of its own folder
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from vision_reference.analysis.flags import DEVICES, SOURCES, Parser, count
+from vision_reference.analysis.flags import DEVICES, SOURCES, Parser, count, filled_text, path
 from vision_reference.arguments import device_name
 from vision_reference.errors import UserError, run_command, some
 
@@ -46,18 +46,20 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         help=SOURCES,
     )
     parser.add_argument("images", nargs="*", metavar="IMAGE|FOLDER|-", help="pictures; -: paths on standard input")
-    parser.add_argument("--model", metavar="NAME", help="the network, where the file does not name it")
+    parser.add_argument(
+        "--model", type=filled_text, metavar="NAME", help="the network, where the file does not name it"
+    )
     parser.add_argument("--model-ema", action="store_true", help="predict with the moving average of the weights")
     parser.add_argument("--top", type=count, default=5, metavar="N", help="classes shown of each (default: 5)")
     parser.add_argument("--format", choices=("table", "json", "csv"), default="table", help="(default: table)")
     parser.add_argument(
         "--confusion",
-        type=Path,
+        type=path,
         metavar="DATA",
         help="folder with one subfolder of pictures per class: accuracy of each class and the most confused pairs",
     )
     parser.add_argument(
-        "--output", type=Path, metavar="DIR", help="with --confusion: folder for its tables and picture"
+        "--output", type=path, metavar="DIR", help="with --confusion: folder for its tables and picture"
     )
     parser.add_argument("-b", "--batch-size", type=count, default=32, help="pictures at a time (default: 32)")
     parser.add_argument("-j", "--workers", type=count, default=4, help="threads that read pictures (default: 4)")

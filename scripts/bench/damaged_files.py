@@ -17,7 +17,8 @@ from pathlib import Path
 if not __package__:  # run as a file: the root of the clone takes the place of its own folder
     sys.path[0] = str(Path(__file__).resolve().parents[2])
 
-from vision_reference.errors import UserError, run_command
+from vision_reference.analysis import flags
+from vision_reference.errors import Parser, UserError, run_command
 
 ROUNDS = 5
 
@@ -61,8 +62,10 @@ def milliseconds(read: Callable[[str], object], paths: Sequence[str]) -> float:
 
 def main() -> None:
     """Parse the command line, damage, time, report."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data-path", type=Path, required=True, help="folder with one folder of images per class")
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "--data-path", type=flags.path, required=True, help="folder with one folder of images per class"
+    )
     parser.add_argument("--images", type=int, default=250, help="of these at most so many (default: %(default)s)")
     parser.add_argument("--size", type=int, default=512, help="bytes that are damaged (default: %(default)s)")
     args = parser.parse_args()

@@ -48,6 +48,8 @@ if not __package__:  # run as a file: the root of the clone takes the place of i
 
 from fairseq_plugins.losses.fused import fused_distil
 from fairseq_plugins.losses.soft_labels import ProjectedLogits, SoftLabels, TopKLogits
+from vision_reference.analysis.flags import count, new_file, temperature
+from vision_reference.errors import Parser, run_command
 
 WAYS = ("labels", "dense", "liger", "compiled", "fused", "top-k")
 BASELINE = "dense"
@@ -329,10 +331,10 @@ def report_growth(vocabulary: int, growth: dict[str, dict[int, int]]) -> str:
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="256 tokens, width 64, vocabulary 4,000, 3 rounds")
-    parser.add_argument("--tokens", type=int, metavar="N", help="tokens in a batch (default: 4096; --quick: 256)")
-    parser.add_argument("--width", type=int, metavar="D", help="of decoder features (default: 512; --quick: 64)")
+    parser.add_argument("--tokens", type=count, metavar="N", help="tokens in a batch (default: 4096; --quick: 256)")
+    parser.add_argument("--width", type=count, metavar="D", help="of decoder features (default: 512; --quick: 64)")
     parser.add_argument(
         "--vocabulary",
         type=int,
@@ -340,23 +342,21 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         metavar="V",
         help="one table for each (default: 8000 32000 64000; --quick: 4000)",
     )
-    parser.add_argument("--temperature", type=float, default=2.0, metavar="T", help="(default: 2)")
-    parser.add_argument("--k", type=int, default=64, help="entries that the stored teacher keeps (default: 64)")
-    parser.add_argument("--rounds", type=int, metavar="R", help="rounds of one step each (default: 5; --quick: 3)")
+    parser.add_argument("--temperature", type=temperature, default=2.0, metavar="T", help="(default: 2)")
+    parser.add_argument("--k", type=count, default=64, help="entries that the stored teacher keeps (default: 64)")
+    parser.add_argument("--rounds", type=count, metavar="R", help="rounds of one step each (default: 5; --quick: 3)")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="(default: cpu)")
     parser.add_argument(
         "--dtype", choices=("float32", "bfloat16", "float16"), default="float32", help="(default: float32)"
     )
     parser.add_argument("--compile-liger", action="store_true", help="also measure Liger-Kernel's with compiled=True")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write settings, measurements and summary here")
+    parser.add_argument("--json", type=new_file, metavar="FILE", help="write settings, measurements and summary here")
     args = parser.parse_args(argv)
     tokens, width, vocabulary, rounds = (256, 64, [4000], 3) if args.quick else (4096, 512, [8000, 32000, 64000], 5)
     args.tokens, args.width = args.tokens or tokens, args.width or width
     args.vocabulary, args.rounds = args.vocabulary or vocabulary, args.rounds or rounds
-    if min(args.tokens, args.width, args.rounds, args.k) < 1 or min(args.vocabulary) < 3:
-        parser.error("--tokens, --width, --rounds and --k must be 1 or more, --vocabulary 3 or more")
-    if args.temperature <= 0:
-        parser.error(f"--temperature {args.temperature}: give a number above 0")
+    if min(args.vocabulary) < 3:
+        parser.error("--vocabulary must be 3 or more")
     if args.device == "cuda" and not torch.cuda.is_available():
         parser.error("--device cuda: torch finds no GPU here")
     return args
@@ -421,4 +421,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_command("kd_loss.py", main)

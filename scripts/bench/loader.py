@@ -38,8 +38,9 @@ from tqdm import tqdm
 if not __package__:  # run as a file: the root of the clone takes the place of its own folder
     sys.path[0] = str(Path(__file__).resolve().parents[2])
 
+from vision_reference.analysis.flags import natural, new_file, path
 from vision_reference.data import Look, Reading, val_loader
-from vision_reference.errors import UserError, run_command
+from vision_reference.errors import Parser, UserError, run_command
 from vision_reference.images.batch import Batch
 from vision_reference.images.dali_loader import DaliLoader, load_dali
 from vision_reference.images.dali_views import EvaluationView, TrainingView
@@ -367,8 +368,8 @@ def report(summary: dict) -> str:
 
 def main() -> None:
     """Parse the command line, measure, report."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data-path", type=Path, help="folder with one folder of images per class")
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data-path", type=path, help="folder with one folder of images per class")
     parser.add_argument(
         "--accuracy",
         nargs=2,
@@ -376,10 +377,10 @@ def main() -> None:
         help="instead of speed: accuracy and differing predictions of a checkpoint through every loader and backend",
     )
     parser.add_argument("--batch-size", type=int, default=64, help="images per batch (default: %(default)s)")
-    parser.add_argument("--workers", type=int, default=16, help="processes or threads, at most the cores there are")
+    parser.add_argument("--workers", type=natural, default=16, help="processes or threads, at most the cores there are")
     parser.add_argument("--images", type=int, default=2000, help="images per round; fewer files are gone through again")
     parser.add_argument("--rounds", type=int, default=5, help="counted rounds of each way (default: %(default)s)")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write setting, measurements and summary here")
+    parser.add_argument("--json", type=new_file, metavar="FILE", help="write setting, measurements and summary here")
     args = parser.parse_args()
     if bool(args.data_path) == bool(args.accuracy):
         raise UserError("give --data-path DIR (speed) or --accuracy CHECKPOINT DATA")

@@ -18,6 +18,9 @@ from pathlib import Path
 if not __package__:  # run as a file: the root of the clone takes the place of its own folder
     sys.path[0] = str(Path(__file__).resolve().parents[2])
 
+from vision_reference.analysis.flags import count, folder
+from vision_reference.errors import Parser, run_command
+
 SEEN = {"resnet8": 8, "shufflenet_v2_x0_5": 14, "resnet14": 8, "timm:regnetx_002": 10}  # epochs
 UNSEEN = {"resnet20": 8}
 ON_HELD_OUT = "resnet8"
@@ -157,8 +160,8 @@ def named_folder(text: str) -> tuple[str, Path]:
 
 def main() -> None:
     """Train what is missing, then print the table and the hit rates."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="keeps the teachers' answers")
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output", type=folder, required=True, metavar="DIR", help="keeps the teachers' answers")
     parser.add_argument(
         "--held-out",
         type=named_folder,
@@ -167,11 +170,11 @@ def main() -> None:
         metavar="NAME=DIR",
         help="data to test the rule on",
     )
-    parser.add_argument("--held-out-epochs", type=int, default=4, metavar="N", help="(default: 4)")
+    parser.add_argument("--held-out-epochs", type=count, default=4, metavar="N", help="(default: 4)")
     args = parser.parse_args()
     args.output.mkdir(parents=True, exist_ok=True)
     print_result(list(teachers(args)))
 
 
 if __name__ == "__main__":
-    main()
+    run_command("smoothing_detector.py", main)

@@ -50,7 +50,7 @@ from scripts.bench.timing import (
 from scripts.bench.vision_step import CLASSES, TEACHER, TEMPERATURE
 from vision_reference.arguments import parse_args as parse_training_flags
 from vision_reference.distillation import Teacher
-from vision_reference.errors import run_command
+from vision_reference.errors import Parser, run_command
 from vision_reference.images.pipelines import Normalize
 from vision_reference.images.presets import PRESETS
 from vision_reference.images.samplers import TrainBatchSampler
@@ -206,7 +206,7 @@ def report(setting: Setting, student: str, amp: bool, summary: dict) -> str:
 
 def main() -> None:
     """Parse the command line, measure, report."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_arguments(parser, quick=", a store of 2,000 images")
     parser.add_argument("--students", nargs="+", default=STUDENTS, metavar="NAME", help="(default: %(default)s)")
     parser.add_argument("--amp", action="store_true", help="under autocast (on CPUs: pays with AMX)")

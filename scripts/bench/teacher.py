@@ -37,7 +37,7 @@ from scripts.bench.timing import (
 )
 from scripts.bench.vision_step import CLASSES, TEACHER
 from vision_reference.distillation import Teacher
-from vision_reference.errors import run_command
+from vision_reference.errors import Parser, run_command
 from vision_reference.networks.by_name import build_model
 from vision_reference.networks.folding import fold_batch_norms
 
@@ -111,7 +111,7 @@ def report(setting: Setting, summary: dict) -> str:
 
 def main() -> None:
     """Parse the command line, measure, report."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_arguments(parser)
     parser.add_argument("--no-amp", action="store_true", help="without the rows in bf16")
     parser.add_argument("--compile", action="store_true", help="with a compiled row")

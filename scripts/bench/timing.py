@@ -6,10 +6,11 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from pathlib import Path
 
 import torch
 from tqdm import tqdm
+
+from vision_reference.analysis.flags import new_file
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser, *, quick: str = "") -> None:
     parser.add_argument("--batch-size", type=int, metavar="B", help="images per step (default: 16; --quick: 8)")
     parser.add_argument("--rounds", type=int, metavar="N", help="rounds (default: 7; --quick: 3)")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="(default: cpu)")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write setting, measurements and summary here")
+    parser.add_argument("--json", type=new_file, metavar="FILE", help="write setting, measurements and summary here")
 
 
 def parse_arguments(parser: argparse.ArgumentParser) -> tuple[argparse.Namespace, Setting]:
@@ -41,6 +42,8 @@ def parse_arguments(parser: argparse.ArgumentParser) -> tuple[argparse.Namespace
     changes = {name: value for name in ("batch_size", "rounds") if (value := getattr(args, name)) is not None}
     if any(value < 1 for value in changes.values()):
         parser.error("--batch-size and --rounds must be 1 or more")
+    if args.device == "cuda" and not torch.cuda.is_available():
+        parser.error("--device cuda: torch finds no GPU here")
     return args, Setting(**{**asdict(QUICK if args.quick else FULL), **changes})
 
 

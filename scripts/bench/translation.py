@@ -42,6 +42,8 @@ if not __package__:  # run as a file: the root of the clone takes the place of i
     sys.path[0] = str(Path(__file__).resolve().parents[2])
 
 from scripts.nmt.lib.user_error import UserError, run_cli
+from vision_reference.analysis.flags import new_file
+from vision_reference.errors import Parser
 
 WAYS = ("plain", "online", "stored", "teacher")
 BARS = {"stored_over_plain": 0.97, "online_over_allowed": 0.95}
@@ -66,7 +68,7 @@ class Run:
 
 
 def get_args_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, metavar="DIR", help="folder made by prepare.py")
     parser.add_argument("--experts", type=Path, required=True, metavar="DIR", help="folder made by train_experts.sh")
     parser.add_argument(
@@ -75,7 +77,7 @@ def get_args_parser() -> argparse.ArgumentParser:
     parser.add_argument("--rounds", type=int, default=5, help="default: %(default)s")
     parser.add_argument("--updates", type=int, default=40, help="counted updates of each run (default: %(default)s)")
     parser.add_argument("--warmup", type=int, default=10, help="updates before these (default: %(default)s)")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write setting, measurements and summary here")
+    parser.add_argument("--json", type=new_file, metavar="FILE", help="write setting, measurements and summary here")
     return parser
 
 

@@ -51,7 +51,7 @@ from scripts.bench.timing import (
 )
 from vision_reference.arguments import parse_args as parse_training_flags
 from vision_reference.distillation import Teacher
-from vision_reference.errors import run_command
+from vision_reference.errors import Parser, run_command
 from vision_reference.images.pipelines import Normalize
 from vision_reference.images.presets import PRESETS
 from vision_reference.images.samplers import TrainBatchSampler
@@ -209,7 +209,7 @@ def report(setting: Setting, amp: bool, summary: dict) -> str:
 
 def main() -> None:
     """Parse the command line, measure, report."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_arguments(parser)
     parser.add_argument("--no-amp", action="store_true", help="ours and its floor in fp32")
     args, setting = parse_arguments(parser)

@@ -16,7 +16,8 @@ if not __package__:  # run as a file: the root of the clone takes the place of i
     sys.path[0] = str(Path(__file__).resolve().parents[2])
 
 
-from vision_reference.errors import UserError, run_command
+from vision_reference.analysis.flags import path
+from vision_reference.errors import Parser, UserError, run_command
 
 MARK = ".digits-being-written"  # in a folder of ours that is not whole yet, and may be removed
 SIDE = 32  # pixels; the scans are 8x8
@@ -25,8 +26,8 @@ VAL_SHARE = 0.2
 
 def main() -> None:
     """Parse the command line and write the folder."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="new folder, or one written before")
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output", type=path, required=True, metavar="DIR", help="new folder, or one written before")
     output = parser.parse_args().output
     if (output / "train").is_dir() and (output / "val").is_dir():
         print(f"{output} already holds the digits")

@@ -22,7 +22,8 @@ from scripts import study as studies
 from scripts.lib.alpha_t_table import cells_by_student, format_table, spreads_by_student
 from scripts.studies import plan as planning
 from scripts.studies.schema import CONFIGS, read_study
-from vision_reference.errors import run_command
+from vision_reference.analysis.flags import count, path
+from vision_reference.errors import Parser, run_command
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIG = CONFIGS / "digits.yaml"
@@ -68,11 +69,11 @@ def table(summary: list[dict]) -> str:
 
 def main() -> None:
     """Run the study, write summary and page."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output", type=Path, default=ROOT / "results" / "demo" / "vision", metavar="DIR")
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output", type=path, default=ROOT / "results" / "demo" / "vision", metavar="DIR")
     parser.add_argument("--fresh", action="store_true", help="forget earlier runs")
-    parser.add_argument("--teacher-epochs", type=int, metavar="N", help="(default: as in digits.yaml)")
-    parser.add_argument("--student-epochs", type=int, metavar="N", help="(default: as in digits.yaml)")
+    parser.add_argument("--teacher-epochs", type=count, metavar="N", help="(default: as in digits.yaml)")
+    parser.add_argument("--student-epochs", type=count, metavar="N", help="(default: as in digits.yaml)")
     args = parser.parse_args()
     study = read_study(CONFIG)
     if args.teacher_epochs:

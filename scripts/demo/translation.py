@@ -21,7 +21,8 @@ if not __package__:  # run as a file: the root of the clone takes the place of i
 from scripts import study as studies
 from scripts.studies import plan as planning
 from scripts.studies.schema import CONFIGS, read_study
-from vision_reference.errors import run_command
+from vision_reference.analysis.flags import path
+from vision_reference.errors import Parser, run_command
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIG = CONFIGS / "phrases.yaml"
@@ -58,8 +59,8 @@ def as_markdown(records: list[dict], pairs: tuple[str, ...]) -> str:
 def main() -> None:
     """Run the study, write summary and page."""
     started = time.monotonic()
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output", type=Path, default=ROOT / "results" / "demo" / "translation", metavar="DIR")
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output", type=path, default=ROOT / "results" / "demo" / "translation", metavar="DIR")
     parser.add_argument("--fresh", action="store_true", help="forget earlier runs")
     args = parser.parse_args()
     study, output = read_study(CONFIG), args.output.absolute()

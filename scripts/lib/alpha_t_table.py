@@ -9,6 +9,7 @@ apart their top-1 is. Missing runs stay empty; ``--paper`` puts the published nu
 
 import argparse
 import json
+import math
 import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -16,7 +17,8 @@ from pathlib import Path
 if not __package__:  # run as a file: the root of the clone takes the place of its own folder
     sys.path[0] = str(Path(__file__).resolve().parents[2])
 
-from vision_reference.errors import UserError, run_command
+from vision_reference.analysis.flags import path
+from vision_reference.errors import Parser, UserError, run_command
 
 Cell = tuple[float, ...]
 Table = Mapping[tuple[str, float], Cell]  # (row, alpha): the measured numbers of that cell
@@ -201,19 +203,25 @@ def read_records(path: Path) -> list[dict]:
             record = json.loads(line) if line.strip() else None
             if record is not None:
                 needed = ("acc1", "acc5", "alpha", *(("temperature",) if record["role"] != TEACHER else ()))
-                records.append(
-                    record | {name: float(record[name]) for name in needed} | {"model": str(record["model"])}
-                )
-        except (ValueError, KeyError, TypeError):
+                numbers = {name: float(record[name]) for name in needed}
+                if record["role"] not in (TEACHER, "student") or not all(map(_possible, numbers, numbers.values())):
+                    raise ValueError
+                records.append(record | numbers | {"model": str(record["model"])})
+        except (ValueError, KeyError, TypeError, RecursionError):
             raise UserError(
                 f"{path}, line {number}: no record of a run (role, model, alpha, temperature, acc1, acc5)"
             ) from None
     return records
 
 
+def _possible(name: str, value: float) -> bool:
+    """Whether a record can have this number: accuracies are percentages, alpha a share."""
+    return 0 < value < math.inf if name == "temperature" else 0 <= value <= (1 if name == "alpha" else 100)
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("records", type=Path, help="file with one JSON record per line")
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("records", type=path, help="file with one JSON record per line")
     parser.add_argument("--paper", choices=sorted(PAPER), help="show the paper's numbers for this data set")
     args = parser.parse_args()
     records = read_records(args.records)

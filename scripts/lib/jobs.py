@@ -41,7 +41,7 @@ from tqdm import tqdm
 if not __package__:  # run as a file: the root of the clone takes the place of its own folder
     sys.path[0] = str(Path(__file__).resolve().parents[2])
 
-from vision_reference.errors import UserError, run_command
+from vision_reference.errors import Parser, UserError, run_command
 from vision_reference.files import atomic_file
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -826,7 +826,7 @@ def split_jobs(words: list[str]) -> list[Job]:
             groups.append([])
         else:
             groups[-1].append(word)
-    if any(len(group) < 2 for group in groups):
+    if any(len(group) < 2 or not group[0].strip() for group in groups):
         raise UserError(f"every run needs a folder and a command, separated by {_SEPARATOR}")
     folders = [Path(group[0]) for group in groups]
     if len(set(folders)) < len(folders):
@@ -837,7 +837,7 @@ def split_jobs(words: list[str]) -> list[Job]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--jobs", type=int, default=1, metavar="N", help="how many run side by side (default: 1)")
     parser.add_argument("--dry-run", action="store_true", help="print the commands and run nothing")
     parser.add_argument(

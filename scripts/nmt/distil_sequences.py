@@ -34,10 +34,11 @@ from scripts.nmt.lib.lang_pair import LangPair, parse_pairs
 from scripts.nmt.lib.parallel_text import read_file
 from scripts.nmt.lib.progress import Progress
 from scripts.nmt.lib.user_error import UserError, run_cli
+from vision_reference.errors import Parser
 
 
 def get_args_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, metavar="DIR", help="folder made by prepare.py")
     parser.add_argument(
         "--experts",

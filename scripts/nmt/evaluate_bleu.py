@@ -31,12 +31,13 @@ from scripts.nmt.lib.lang_pair import LangPair, parse_pairs
 from scripts.nmt.lib.parallel_text import read_pair
 from scripts.nmt.lib.progress import Progress
 from scripts.nmt.lib.user_error import UserError, run_cli
+from vision_reference.errors import Parser
 
 COMET_MODEL = "Unbabel/wmt22-comet-da"
 
 
 def get_args_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--checkpoint", type=Path, metavar="C", help="of an expert or a student")
     parser.add_argument("--lang-pairs", help="such as en-de,en-ru")
     parser.add_argument("--output", type=Path, metavar="FILE", help="JSON file to write")

@@ -25,10 +25,11 @@ from fairseq_plugins.files import sha256_of_file
 from scripts.nmt.lib import cldr_phrases, data_bin, iwslt_archive, parallel_text
 from scripts.nmt.lib.lang_pair import LangPair, parse_pairs
 from scripts.nmt.lib.user_error import UserError, run_cli
+from vision_reference.errors import Parser
 
 
 def get_args_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
 
     builtin = commands.add_parser(

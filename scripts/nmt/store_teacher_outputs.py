@@ -21,10 +21,11 @@ if not __package__:  # run as a file: the root of the clone takes the place of i
 from scripts.nmt.lib.lang_pair import parse_pairs
 from scripts.nmt.lib.recorded_model import import_fairseq
 from scripts.nmt.lib.user_error import UserError, run_cli
+from vision_reference.errors import Parser
 
 
 def get_args_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("--data-bin", type=Path, required=True, metavar="D", help="folder of fairseq-preprocess")
     add("--lang-pair", required=True, help="such as en-de")

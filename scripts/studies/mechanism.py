@@ -25,7 +25,7 @@ from scripts.studies.claims import temperatures_of
 from scripts.studies.results import Comparison, Kind, Run, Study, read_study, short_names
 from vision_reference.analysis.flags import DEVICES
 from vision_reference.arguments import device_name
-from vision_reference.errors import UserError, run_command
+from vision_reference.errors import Parser, UserError, run_command
 from vision_reference.files import atomic_file
 
 if TYPE_CHECKING:
@@ -350,7 +350,7 @@ def _data_of(study: Study) -> Path:
 
 
 def get_args_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, metavar="DIR", help="the folder of the study")
     parser.add_argument("--data-path", type=Path, metavar="DIR", help="its images (default: where the study says)")
     parser.add_argument("--dataset", choices=("imagefolder", "cub200"), default="imagefolder")

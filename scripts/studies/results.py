@@ -283,6 +283,8 @@ def read_study(folder: Path) -> Study:
     facts = _read_json(facts_file) if facts_file.is_file() else {}
     if not isinstance(facts, dict):
         raise UserError(f"{facts_file} holds no JSON object")
+    if not facts and not results_file.is_file():
+        raise UserError(f"{folder} holds no study (nothing in study.json); give the --output of study.py run")
     notes: list[str] = []
     runs: dict[str, Run] = {}
     analyses: dict[str, list[Mapping[str, Any]]] = {}

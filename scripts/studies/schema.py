@@ -37,6 +37,9 @@ _SET_HERE = {
 _OF_STUDENTS = {"temperature", "answers", "kd-weight", "kd-tail", "kd-loss", "unlabelled"}
 
 
+_MOST_NODES, _DEEPEST = 100_000, 50
+
+
 class ConfigError(UserError):
     """A mistake in a configuration, with its file and line."""
 
@@ -171,6 +174,7 @@ class _Reader:
             raise ConfigError(f"{source}{where}: not YAML ({getattr(error, 'problem', None) or error})") from None
         if not isinstance(node, yaml.MappingNode):
             raise ConfigError(f"{source}: no study: its first line should be a key such as 'title: ...'")
+        self._nodes = 0
         self.data = self._plain(node, ())
         self.flags: dict[str, argparse.Action] = {}
 
@@ -181,6 +185,9 @@ class _Reader:
     def _plain(self, node: yaml.Node, path: tuple) -> Any:
         """The node as dicts, lists and scalars; notes its lines."""
         self.lines.setdefault(path, node.start_mark.line + 1)
+        self._nodes += 1
+        if self._nodes > _MOST_NODES or len(path) > _DEEPEST:  # a few lines of aliases can stand for billions
+            raise self.fail("too large: its lists of lists (or their aliases) have no end", *path)
         if isinstance(node, yaml.SequenceNode):
             return [self._plain(item, (*path, number)) for number, item in enumerate(node.value)]
         if isinstance(node, yaml.MappingNode):

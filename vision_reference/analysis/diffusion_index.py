@@ -254,10 +254,10 @@ def student(text: str) -> tuple[str, float, list[str]]:
     name, sources = flags.named(text)
     kind, _, temperature = name.rpartition(":")
     try:
-        value = float(temperature)
-    except ValueError:
+        value = flags.temperature(temperature)
+    except argparse.ArgumentTypeError:
         value = 0.0
-    if not kind or not value > 0:
+    if not kind or not value:
         raise argparse.ArgumentTypeError(f"'{text}' is not KIND:T=PATH, such as smoothed:3=runs/T3/checkpoint.pth")
     return kind, value, split_paths(sources)
 
@@ -292,7 +292,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="a student at another temperature, seeds in the same order",
     )
     parser.add_argument(
-        "--reference-temperature", type=float, default=1.0, metavar="T", help="of --reference (default: 1)"
+        "--reference-temperature", type=flags.temperature, default=1.0, metavar="T", help="of --reference (default: 1)"
     )
     flags.add_output(parser)
 
@@ -325,7 +325,10 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = flags.Parser("diffusion_index.py", __doc__)
     add_arguments(parser)
     parser.add_argument(
-        "--groups", metavar="FILE", help="groups of similar classes: a table with the columns class and group"
+        "--groups",
+        type=flags.path,
+        metavar="FILE",
+        help="groups of similar classes: a table with the columns class and group",
     )
     parser.add_argument(
         "--clusters", type=flags.count, metavar="N", help="without --groups: how many to find (default: classes / 5)"
@@ -352,7 +355,7 @@ def main(args: argparse.Namespace) -> None:
     if counts.min() < 2:
         lonely = int(counts.argmin())
         raise UserError(f"class {images.names[lonely]} has one image; a mean feature needs at least 2 of every class")
-    groups = confusions.read_groups(Path(args.groups), images.classes) if args.groups else None
+    groups = confusions.read_groups(args.groups, images.classes) if args.groups else None
 
     def outputs(name: str, source: str):
         subject = subjects.load_subject(name, source, images, **flags.shown(args))

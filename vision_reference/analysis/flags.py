@@ -1,16 +1,17 @@
 """The flags that the commands of this folder share. Imports nothing heavy, so that --help is quick."""
 
 import argparse
+import math
 import os
 from pathlib import Path
-from typing import NoReturn
 
-from vision_reference.arguments import device_name
+from vision_reference import errors
+from vision_reference.arguments import device_name, filled_text, natural
 from vision_reference.images.presets import INTERPOLATIONS, PRESETS
 
 
-class Parser(argparse.ArgumentParser):
-    """Tells a mistake in one line; the list of all flags would only hide it."""
+class Parser(errors.Parser):
+    """The parser of a command whose docstring is its help."""
 
     def __init__(self, prog: str, description: str) -> None:
         super().__init__(
@@ -20,15 +21,46 @@ class Parser(argparse.ArgumentParser):
             allow_abbrev=False,
         )
 
-    def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: error: {message} (--help lists all flags)\n")
-
 
 def count(text: str) -> int:
     """An argparse type: an integer from 1."""
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"'{text}' is not an integer from 1")
     return int(text)
+
+
+def path(text: str) -> Path:
+    """An argparse type: a path; an empty text, as of an unset variable, would mean the current folder."""
+    return Path(filled_text(text))
+
+
+def folder(text: str) -> Path:
+    """An argparse type: a folder, or one that is still to be made."""
+    found = path(text)
+    for part in (found, *found.parents):
+        if part.exists() and not part.is_dir():
+            raise argparse.ArgumentTypeError(f"'{part}' is a file; give a folder")
+    return found
+
+
+def new_file(text: str) -> Path:
+    """An argparse type: a file that can be written when all is done, which may be hours later."""
+    file = path(text)
+    if file.is_dir() or not file.parent.is_dir():
+        what = "is a folder" if file.is_dir() else f"cannot be written: there is no folder {file.parent}"
+        raise argparse.ArgumentTypeError(f"'{text}' {what}; give a file in a folder that exists")
+    return file
+
+
+def temperature(text: str) -> float:
+    """An argparse type: a finite number above 0."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"'{text}' is not a number above 0")
+    return value
 
 
 def named(text: str) -> tuple[str, str]:
@@ -51,7 +83,7 @@ def add_data(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("data")
     group.add_argument(
         "--data-path",
-        type=Path,
+        type=path,
         required=True,
         metavar="DIR",
         help="folder with train/ and val/, one subfolder of images per class; for cub200 the folder of CUB_200_2011/",
@@ -66,11 +98,13 @@ def add_data(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument("--val-crop-size", type=count, metavar="PIXELS", help=f"centre crop {recorded}")
     group.add_argument("--interpolation", choices=INTERPOLATIONS, help=recorded)
-    group.add_argument("--model", metavar="NAME", help="network of files that do not say theirs (bare state dicts)")
+    group.add_argument(
+        "--model", type=filled_text, metavar="NAME", help="network of files that do not say theirs (bare state dicts)"
+    )
     group.add_argument("--device", type=device_name, default="cuda", help=DEVICES)
     group.add_argument("-b", "--batch-size", type=count, default=64, help="images per step (default: 64)")
     group.add_argument(
-        "-j", "--workers", type=int, default=min(4, os.cpu_count() or 1), help="loader processes (default: up to 4)"
+        "-j", "--workers", type=natural, default=min(4, os.cpu_count() or 1), help="loader processes (default: up to 4)"
     )
 
 
@@ -89,5 +123,5 @@ def shown(args: argparse.Namespace) -> dict:
 def add_output(parser: argparse.ArgumentParser) -> None:
     """Where results go."""
     parser.add_argument(
-        "--output", type=Path, required=True, metavar="DIR", help="folder for the results; files in it are replaced"
+        "--output", type=folder, required=True, metavar="DIR", help="folder for the results; files in it are replaced"
     )

@@ -202,7 +202,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         help=f"a network, once for each: {flags.SOURCES}",
     )
     which = parser.add_mutually_exclusive_group(required=True)
-    which.add_argument("--classes", metavar="A,B,C", help="three classes by folder name, or by number from 0")
+    which.add_argument(
+        "--classes", type=flags.filled_text, metavar="A,B,C", help="three classes by folder name, or by number from 0"
+    )
     which.add_argument(
         "--auto",
         action="store_true",

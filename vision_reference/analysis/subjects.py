@@ -255,10 +255,16 @@ def _shown(
     if preset:
         described = Description(described.source, preset=preset, interpolation=described.interpolation)
     complete = described.completed()
+    resize, crop = resize or complete.val_resize_size, crop or complete.val_crop_size
+    if crop > resize:
+        raise UserError(
+            f"--val-crop-size {crop} is larger than the image it is cut from, --val-resize-size {resize}: a black "
+            "frame would be left; give both sizes"
+        )
     return Pixels(
-        resize or complete.val_resize_size,
-        crop or complete.val_crop_size,
-        interpolation or complete.interpolation,
+        resize,
+        crop,
+        interpolation or described.interpolation,
         complete.mean,
         complete.std,
     )

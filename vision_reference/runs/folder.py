@@ -53,6 +53,11 @@ def open_run_folder(folder: Path, resume: str, *, overwrite: bool) -> Iterator[N
             raise UserError(f"another run is writing to '{folder}'; wait for its end or give another --output-dir")
         if not overwrite:
             _refuse_another_runs_results(folder, resume)
+        for path in (path for pattern in RESULTS for path in folder.glob(pattern)):
+            if path.is_dir():
+                raise UserError(
+                    f"'{path}' is a folder, where the run is to write a file; move it or give another place"
+                )
         remove_partials(folder, *RESULTS, "args.json", "environment.json")
         log.write(f"# {_now()}  {shlex.join(sys.argv)}\n")
         with redirect_stdout(_Copying(sys.stdout, log)), redirect_stderr(_Copying(sys.stderr, log)):

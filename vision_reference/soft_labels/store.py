@@ -120,6 +120,8 @@ class Store:
             self.arch, self.precision = (str(self.manifest["teacher"][name]) for name in ("arch", "precision"))
             self.pixels, self.versions = dict(self.manifest["pixels"]), dict(self.manifest["versions"])
             self.class_names, self.sha256 = data.get("class_names"), str(data["sha256"])
+            if self.class_names is not None and [str(name) for name in self.class_names] != self.class_names:
+                raise ValueError
         except (ValueError, KeyError, TypeError, AttributeError, OverflowError):
             raise UserError(_damaged(folder, f"{MANIFEST} is no manifest of these files")) from None
 
