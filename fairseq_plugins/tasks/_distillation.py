@@ -112,7 +112,7 @@ class DistillationTask:
         return criterion
 
     def _tell_the_rule_of_thumb(self, criterion) -> None:
-        for pair, teacher in self.teachers.items():
+        for pair, teacher in [*self.teachers.items(), *self.stored_teachers.items()]:
             if teacher.label_smoothing > 0 and criterion.kd_temperature > 1:
                 logger.warning(
                     f"the teacher of {pair} was trained with --label-smoothing {teacher.label_smoothing:g} and teaches "

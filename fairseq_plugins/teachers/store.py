@@ -93,6 +93,7 @@ class Store:
         lang_pair, split, sentences, sha256, vocabulary_size, vocabulary_sha256: of the data it is about.
         top_k: entries stored of each token.
         experts: path and SHA-256 of each checkpoint that was asked.
+        label_smoothing: that they were trained with; 0 where a store of earlier versions does not say.
 
     Raises:
         UserError: there is no store, it is unfinished, or its files are not as the manifest says (the contents of
@@ -109,6 +110,7 @@ class Store:
             self.temperatures = [float(one) for one in manifest["labels"]["temperatures"]]
             hashes = manifest["teacher"]["weights_sha256"]
             self.experts = [(Path(path), str(digest)) for path, digest in zip(manifest["paths"], hashes, strict=True)]
+            self.label_smoothing = float(manifest.get("label_smoothing", 0.0))
             self._labels = self._map(LABELS, record_type(manifest), data["tokens"])
             self._offsets = self._map(OFFSETS, np.dtype("<i8"), self.sentences + 1)
             if checksums[OFFSETS] != [zlib.crc32(self._offsets.data)]:

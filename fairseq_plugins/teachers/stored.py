@@ -25,6 +25,9 @@ class StoredTeacher:
         temperature: of the distillation loss.
         tail: one of `word_level.TAILS`.
 
+    Attributes:
+        label_smoothing: that the expert was trained with, as far as its checkpoint said.
+
     Raises:
         UserError: the store is damaged, or of another pair, vocabulary or expert, or lacks the temperature.
     """
@@ -32,6 +35,7 @@ class StoredTeacher:
     def __init__(self, folder: Path, vocabulary: Vocabulary, temperature: float, tail: Tail) -> None:
         self._store = store = Store(folder)
         self._vocabulary, self._tail = vocabulary, tail
+        self.label_smoothing = store.label_smoothing
         what, pair = f"stored teacher outputs {folder}", f"{vocabulary.source_lang}-{vocabulary.target_lang}"
         if store.lang_pair != pair:
             raise UserError(f"{what} are of {store.lang_pair}, not {pair}: name those of {pair}")

@@ -75,6 +75,7 @@ def store(
         "labels": {"top_k": top_k, "temperatures": temperatures},
         "block": block,
         "paths": [str(path.resolve()) for path in files],
+        "label_smoothing": expert.label_smoothing,
         "versions": {name: metadata.version(name) for name in ("torch", "fairseq")},
     }
     with Writer(output, plan, offsets) as writer:

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from fairseq_plugins.errors import UserError
+from fairseq_plugins.inference_only import checkpoints
 from fairseq_plugins.inference_only.checkpoints import read_checkpoint
 from fairseq_plugins.teachers.expert import load_teacher
 from fairseq_plugins.teachers.vocabularies import Vocabulary
@@ -266,3 +267,36 @@ def test_multilingual_teacher_of_other_pairs(toy, train, tmp_path, vocabulary):
     mixed = Vocabulary("en", "ru", vocabulary.source_path, str(toy.data / "dict.ru.txt"))
     assert load_teacher(path, mixed).language_tokens.target_prefix is not None
     assert "use one kind only" in refusal(load_teacher, f"{toy.ru}:{path}", mixed)
+
+
+def test_an_expert_with_a_flipped_bit_is_refused_wherever_the_bit_is(toy, tmp_path, vocabulary):
+    """Or has the same weights: a few bytes of the archive stand for nothing. Finite weights tell no damage."""
+    whole = toy.de.read_bytes()
+    weights = read_checkpoint(toy.de)["model"]
+    path, refused = tmp_path / "flipped.pt", 0
+    for place in range(137, len(whole), len(whole) // 60):
+        content = bytearray(whole)
+        content[place] ^= 1 << place % 8
+        path.write_bytes(content)
+        try:
+            found = read_checkpoint(path)["model"]
+        except UserError:
+            refused += 1
+        else:
+            assert all(torch.equal(found[name], tensor) for name, tensor in weights.items() if "_float_" not in name)
+    assert refused > 40
+
+
+@pytest.mark.parametrize("author", ["nobody", "the plugin", "a run of this project"])
+def test_faults_of_torchs_reader_are_told_for_files_of_unknown_authors_only(toy, tmp_path, caplog, monkeypatch, author):
+    monkeypatch.setattr(checkpoints, "_told", False)
+    monkeypatch.setattr(checkpoints.torch, "__version__", "2.5.1")
+    path = tmp_path / "checkpoint_best.pt"
+    criterion = "label_smoothed_kd_cross_entropy" if author == "the plugin" else "cross_entropy"
+    changed(toy.de, path, lambda state: state["cfg"].update(criterion={"_name": criterion}))
+    if author == "a run of this project":
+        (tmp_path / "run.json").write_text("{}")
+    with caplog.at_level("INFO"):
+        read_checkpoint(path)
+        read_checkpoint(path)
+    assert caplog.text.count("CVE-2025-32434") == (author == "nobody")

@@ -97,6 +97,16 @@ def test_bilingual_student_learns_from_stored_outputs(toy, stores, setup, batch)
     same_lesson(loss_of(setup, batch, bilingual(toy, "--teacher-outputs", stores["de"]), range(6)), online)
 
 
+@pytest.mark.parametrize(("temperature", "told"), [(2, True), (1, False)])
+def test_the_store_of_a_smoothed_expert_at_high_temperature_is_told_the_rule_of_thumb(
+    toy, stores, setup, caplog, temperature, told
+):
+    with caplog.at_level("WARNING"):
+        setup(bilingual(toy, "--teacher-outputs", stores["de"], "--kd-temperature", temperature))
+    said = f"the teacher of en-de was trained with --label-smoothing 0.1 and teaches at --kd-temperature {temperature}"
+    assert (said in caplog.text) == told
+
+
 def test_three_entries_of_each_word_are_the_experts_three_most_probable(toy, stores, setup, batch):
     def labels_of(*flags):
         task, _, _ = setup(bilingual(toy, *flags))
