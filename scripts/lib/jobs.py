@@ -105,6 +105,8 @@ def settings(command: Iterable[str], folder: Path) -> dict[str, str]:
     """
     words = [word.replace(f"{folder.parent}/", "../").replace(f"{ROOT}/", "") for word in command]
     words[0] = re.sub(r"^python[\d.]*$", "python", Path(words[0]).name)
+    if words[1:2] == ["scripts/lib/torchrun.py"]:  # as earlier versions started the processes
+        words[1:2] = ["-m", "torch.distributed.run"]
     found: dict[str, list[str]] = {"": []}
     name = ""
     for word in words:

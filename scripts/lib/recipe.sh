@@ -148,7 +148,7 @@ launch() {
         where=(--nnodes "$NODES" --node_rank "$NODE_RANK"
             --rdzv_backend c10d --rdzv_endpoint "$MASTER" --rdzv_id "$name")
     fi
-    local command=("$PYTHON" -m torch.distributed.run "${where[@]}" --nproc_per_node "$GPUS"
+    local command=("$PYTHON" scripts/lib/torchrun.py "${where[@]}" --nproc_per_node "$GPUS"
         vision_reference/train.py --data-path "$DATA" --device "$DEVICE" --workers "$WORKERS" "$@")
     if [ -n "$DRY_RUN" ]; then
         echo "${command[*]@Q}" | sed -E "s/'([A-Za-z0-9_.,:=/@%+-]+)'/\1/g"

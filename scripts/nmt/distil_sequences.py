@@ -34,19 +34,20 @@ from scripts.nmt.lib.lang_pair import LangPair, parse_pairs
 from scripts.nmt.lib.parallel_text import read_file
 from scripts.nmt.lib.progress import Progress
 from scripts.nmt.lib.user_error import UserError, run_cli
+from vision_reference.analysis import flags
 from vision_reference.errors import Parser
 
 
 def get_args_parser() -> argparse.ArgumentParser:
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, required=True, metavar="DIR", help="folder made by prepare.py")
+    parser.add_argument("--data", type=flags.path, required=True, metavar="DIR", help="folder made by prepare.py")
     parser.add_argument(
         "--experts",
         required=True,
         metavar="DIR",
         help="folder made by train_experts.sh; or each pair's checkpoint, en-de=PATH,en-ru=PATH",
     )
-    parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="folder to make")
+    parser.add_argument("--output", type=flags.path, required=True, metavar="DIR", help="folder to make")
     parser.add_argument("--pairs", help="such as en-de,en-ru (default: all of --data)")
     parser.add_argument("--beam", type=int, default=5, help="beam size (default: %(default)s)")
     parser.add_argument("--keep-original", action="store_true", help="keep the original sentence pairs, too")

@@ -31,6 +31,7 @@ from scripts.nmt.lib.lang_pair import LangPair, parse_pairs
 from scripts.nmt.lib.parallel_text import read_pair
 from scripts.nmt.lib.progress import Progress
 from scripts.nmt.lib.user_error import UserError, run_cli
+from vision_reference.analysis import flags
 from vision_reference.errors import Parser
 
 COMET_MODEL = "Unbabel/wmt22-comet-da"
@@ -38,11 +39,11 @@ COMET_MODEL = "Unbabel/wmt22-comet-da"
 
 def get_args_parser() -> argparse.ArgumentParser:
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--checkpoint", type=Path, metavar="C", help="of an expert or a student")
+    parser.add_argument("--checkpoint", type=flags.path, metavar="C", help="of an expert or a student")
     parser.add_argument("--lang-pairs", help="such as en-de,en-ru")
-    parser.add_argument("--output", type=Path, metavar="FILE", help="JSON file to write")
+    parser.add_argument("--output", type=flags.path, metavar="FILE", help="JSON file to write")
     parser.add_argument(
-        "--data-bin", type=Path, metavar="D", help="the data-bin that prepare.py made: score its --subset"
+        "--data-bin", type=flags.path, metavar="D", help="the data-bin that prepare.py made: score its --subset"
     )
     parser.add_argument("--subset", choices=("test", "valid", "train"), default="test", help="default: %(default)s")
     parser.add_argument(
@@ -53,7 +54,7 @@ def get_args_parser() -> argparse.ArgumentParser:
         help="score two aligned files of plain text; several may be given. With several --lang-pairs the files' "
         "endings say which pair they are of",
     )
-    parser.add_argument("--baseline", type=Path, metavar="FILE", help="an earlier output to compare with")
+    parser.add_argument("--baseline", type=flags.path, metavar="FILE", help="an earlier output to compare with")
     parser.add_argument("--beam", type=int, default=5, help="beam size (default: %(default)s)")
     parser.add_argument(
         "--average",
@@ -73,7 +74,7 @@ def get_args_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--compare",
         nargs=2,
-        type=Path,
+        type=flags.path,
         metavar=("A", "B"),
         help="compare two earlier outputs on the sets that both have scored; nothing is translated. With --output the "
         "table is written as JSON, too",

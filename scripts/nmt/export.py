@@ -25,6 +25,7 @@ if not __package__:  # run as a file: the root of the clone takes the place of i
 
 from scripts.nmt.lib.lang_pair import LangPair
 from scripts.nmt.lib.user_error import UserError, run_cli
+from vision_reference.analysis import flags
 from vision_reference.errors import Parser
 
 FORMATS = ("ctranslate2",)
@@ -32,9 +33,9 @@ FORMATS = ("ctranslate2",)
 
 def get_args_parser() -> argparse.ArgumentParser:
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="of a student or an expert")
+    parser.add_argument("checkpoint", type=flags.path, metavar="CHECKPOINT", help="of a student or an expert")
     parser.add_argument("--format", choices=FORMATS, required=True, help="what to write")
-    parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="folder to make")
+    parser.add_argument("--output", type=flags.path, required=True, metavar="DIR", help="folder to make")
     parser.add_argument("--int8", action="store_true", help="weights as 8-bit integers: a quarter of the size")
     parser.add_argument(
         "--test-set",

@@ -25,6 +25,7 @@ from fairseq_plugins.files import sha256_of_file
 from scripts.nmt.lib import cldr_phrases, data_bin, iwslt_archive, parallel_text
 from scripts.nmt.lib.lang_pair import LangPair, parse_pairs
 from scripts.nmt.lib.user_error import UserError, run_cli
+from vision_reference.analysis import flags
 from vision_reference.errors import Parser
 
 
@@ -42,7 +43,7 @@ def get_args_parser() -> argparse.ArgumentParser:
     parallel.set_defaults(prepare=prepare_parallel)
     parallel.add_argument(
         "--input",
-        type=Path,
+        type=flags.path,
         required=True,
         help="folder of <prefix>.<src>-<tgt>.<lang> or <prefix>.<lang>, each as it is or with .gz",
     )
@@ -54,7 +55,7 @@ def get_args_parser() -> argparse.ArgumentParser:
 
     iwslt = commands.add_parser("iwslt", help="original IWSLT 2014 archives, read without unpacking them")
     iwslt.set_defaults(prepare=prepare_iwslt)
-    iwslt.add_argument("archives", type=Path, nargs="+", metavar="<lang>-en.tgz")
+    iwslt.add_argument("archives", type=flags.path, nargs="+", metavar="<lang>-en.tgz")
     iwslt.add_argument("--pairs", help="such as en-de,ru-en (default: English into each archive's language)")
     _add_cleaning(iwslt)
     _add_common(iwslt, vocab_size=30_000, model_type="bpe")
@@ -62,7 +63,7 @@ def get_args_parser() -> argparse.ArgumentParser:
 
 
 def _add_common(parser: argparse.ArgumentParser, *, vocab_size: int, model_type: str) -> None:
-    parser.add_argument("--output", type=Path, required=True, help="folder to make")
+    parser.add_argument("--output", type=flags.path, required=True, help="folder to make")
     parser.add_argument(
         "--vocab-size", type=int, default=vocab_size, help="number of sentencepiece pieces (default: %(default)s)"
     )

@@ -21,18 +21,19 @@ if not __package__:  # run as a file: the root of the clone takes the place of i
 from scripts.nmt.lib.lang_pair import parse_pairs
 from scripts.nmt.lib.recorded_model import import_fairseq
 from scripts.nmt.lib.user_error import UserError, run_cli
+from vision_reference.analysis import flags
 from vision_reference.errors import Parser
 
 
 def get_args_parser() -> argparse.ArgumentParser:
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
-    add("--data-bin", type=Path, required=True, metavar="D", help="folder of fairseq-preprocess")
+    add("--data-bin", type=flags.path, required=True, metavar="D", help="folder of fairseq-preprocess")
     add("--lang-pair", required=True, help="such as en-de")
     add(
         "--teacher", required=True, metavar="C", help="the expert's checkpoint; several, joined by ':', are an ensemble"
     )
-    add("--output", type=Path, required=True, metavar="DIR", help="folder to make, or to go on with")
+    add("--output", type=flags.path, required=True, metavar="DIR", help="folder to make, or to go on with")
     add("--subset", default="train", help="split of the data (default: %(default)s)")
     add("--top-k", type=int, default=8, metavar="K", help="entries kept for each word (default: %(default)s)")
     temperatures = "values that --kd-temperature can take in training (default: %(default)s)"

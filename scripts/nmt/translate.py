@@ -23,6 +23,7 @@ if not __package__:  # run as a file: the root of the clone takes the place of i
     sys.path[0] = str(Path(__file__).resolve().parents[2])
 
 from scripts.nmt.lib.user_error import UserError, run_cli
+from vision_reference.analysis import flags
 from vision_reference.errors import Parser
 
 # Lines that are translated and written together: enough to sort by length, few enough to see the text grow.
@@ -34,7 +35,7 @@ PATIENCE_SECONDS = 0.1
 def get_args_parser() -> argparse.ArgumentParser:
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
-        "checkpoint", type=Path, metavar="CHECKPOINT", help="such as results/student/checkpoint_best.pt"
+        "checkpoint", type=flags.path, metavar="CHECKPOINT", help="such as results/student/checkpoint_best.pt"
     )
     parser.add_argument("--to", required=True, metavar="LANG", dest="target", help="language to translate into")
     parser.add_argument(

@@ -4,7 +4,11 @@ Everything runs in this process, on files made in a second: prepared text, an un
 untrained expert.
 """
 
+import contextlib
+import copy
 import gzip
+import importlib
+import io
 import json
 import os
 import re
@@ -20,15 +24,33 @@ pytest.importorskip("fairseq", reason="the translation scripts need fairseq 0.12
 import sentencepiece
 import torch
 
-from scripts.nmt import distil_sequences, evaluate_bleu, export, prepare, translate
+from fairseq_plugins.files import seal, unseal
+from scripts.nmt import distil_sequences, evaluate_bleu, export, prepare, store_teacher_outputs, translate
+from scripts.nmt.lib import recipe
 from scripts.nmt.lib.user_error import run_cli
+from vision_reference.errors import run_command
+
+
+def _fairseq_train() -> None:
+    """fairseq-train with the plugin, in this process."""
+    importlib.import_module("fairseq_plugins.tasks")
+    from fairseq import options
+    from fairseq.dataclass.utils import convert_namespace_to_omegaconf
+    from fairseq_cli import train
+
+    train.main(convert_namespace_to_omegaconf(options.parse_args_and_arch(options.get_training_parser())))
+
 
 COMMANDS = {
-    "prepare": prepare,
-    "translate": translate,
-    "evaluate_bleu": evaluate_bleu,
-    "export": export,
-    "distil_sequences": distil_sequences,
+    "prepare": prepare.main,
+    "translate": translate.main,
+    "evaluate_bleu": evaluate_bleu.main,
+    "export": export.main,
+    "distil_sequences": distil_sequences.main,
+    "store_teacher_outputs": store_teacher_outputs.main,
+    "train_student": lambda: run_command("train_student.py", recipe.main),  # as the script calls it
+    "train_experts": lambda: run_command("train_experts.py", recipe.main),
+    "fairseq-train": _fairseq_train,
 }
 SENTENCES = {"en": "one two three\n", "de": "eins zwei drei\n", "ru": "один два три\n"}
 
@@ -134,7 +156,85 @@ def here(tmp_path_factory):
         (folder / "anew" / "data-bin" / f"dict.{language}.txt").write_text("\n".join(entries[::-1]) + "\n")
     shutil.copytree(folder / "data", folder / "no-spm")
     (folder / "no-spm" / "spm.model").write_text("no model")
+    _binarized(folder)
     return folder
+
+
+def _binarized(folder: Path) -> None:
+    """Data that can be trained on, a store of the expert's outputs about it, and folders of broken ones of each."""
+    from fairseq import options
+    from fairseq_cli import preprocess
+
+    data, text = folder / "data" / "data-bin", folder / "text"
+    with contextlib.redirect_stdout(io.StringIO()):
+        for target in ("de", "ru"):
+            words = ["-s", "en", "-t", target, "--destdir", folder / "bin", "--workers", "1"]
+            words += ["--srcdict", data / "dict.en.txt", "--tgtdict", data / f"dict.{target}.txt"]
+            for split in ("train", "valid", "test"):
+                shutil.copy(text / f"{split}.en", folder / f"{split}.en-{target}.en")
+                shutil.copy(text / f"{split}.{target}", folder / f"{split}.en-{target}.{target}")
+                words += [f"--{split}pref", folder / f"{split}.en-{target}"]
+            preprocess.main(options.get_preprocessing_parser().parse_args(list(map(str, words))))
+        from scripts.nmt.lib import store_outputs
+        from scripts.nmt.lib.lang_pair import LangPair
+
+        expert, settings = folder / "experts" / "en-de" / "checkpoint_best.pt", {"subset": "train", "top_k": 4}
+        settings |= {"temperatures": [1.0, 2.0], "max_tokens": 99, "workers": 1, "cpu": True, "precision": "fp32"}
+        store_outputs.store(folder / "bin", LangPair("en", "de"), str(expert), folder / "store", **settings)
+    for name, file, change in (
+        ("bin-cut", "train.en-de.de.bin", lambda content: content[:-6]),
+        ("bin-index", "train.en-de.en.idx", lambda content: content[:20]),
+        ("bin-empty", "train.en-de.en.idx", lambda content: b""),
+        ("bin-dict", "dict.de.txt", lambda content: content + b"no count\n"),
+    ):
+        shutil.copytree(folder / "bin", folder / name)
+        (folder / name / file).write_bytes(change((folder / name / file).read_bytes()))
+    manifest = unseal(folder / "store" / "manifest.json")
+
+    def store(name: str) -> Path:
+        return shutil.copytree(folder / "store", folder / "s" / name)
+
+    for name, (*place, value) in {
+        "format": ("format", "lskd teacher outputs 9"),
+        "data-list": ("data", [1]),
+        "pair": ("data", "lang_pair", "en-ru"),
+        "pair-number": ("data", "lang_pair", 7),
+        "sentences-text": ("data", "sentences", "four"),
+        "sentences-huge": ("data", "sentences", 10**15),
+        "tokens-more": ("data", "tokens", 99),
+        "vocabulary-text": ("data", "vocabulary_size", "big"),
+        "vocabulary-zero": ("data", "vocabulary_size", 0),
+        "vocabulary-other": ("data", "vocabulary_sha256", "0" * 64),
+        "data-other": ("data", "sha256", "0" * 64),
+        "labels-none": ("labels", None),
+        "top-k-huge": ("labels", "top_k", 10**9),
+        "temperatures-text": ("labels", "temperatures", "warm"),
+        "block-zero": ("block", 0),
+        "block-none": ("block", None),
+        "checksums-none": ("checksums", {"labels.bin": [], "offsets.bin": []}),
+        "checksums-other": ("checksums", "labels.bin", [1]),
+        "paths-short": ("paths", []),
+        "paths-number": ("paths", 4),
+        "smoothing": ("label_smoothing", "much"),
+    }.items():
+        changed = copy.deepcopy(manifest)
+        part = changed
+        for key in place[:-1]:
+            part = part[key]
+        part[place[-1]] = value
+        (store(name) / "manifest.json").write_bytes(seal(changed))
+    for name, content in {"half": "{", "list": "[]", "unsealed": "{}", "deep": "[" * 10**5, "empty": ""}.items():
+        (store(name) / "manifest.json").write_text(content)
+    for name in ("manifest.json", "labels.bin", "offsets.bin"):
+        (store(f"no-{name}") / name).unlink()
+    for name in ("labels.bin", "offsets.bin"):
+        content = bytearray((folder / "store" / name).read_bytes())
+        (store(f"cut-{name}") / name).write_bytes(content[:-4])
+        content[len(content) // 2] ^= 1
+        (store(f"flipped-{name}") / name).write_bytes(content)
+    for name, content in {"run-list": "[]", "run-half": "{", "run-text": '{"finished": "maybe", "command": 3}'}.items():
+        (folder / name).mkdir()
+        (folder / name / "run.json").write_text(content)
 
 
 def _variants(folder: Path, student: dict) -> None:
@@ -197,6 +297,15 @@ P = "prepare parallel --input text --pairs en-de --output new"
 T = "translate student/model.pt --to de"
 E = "evaluate_bleu --data-bin data/data-bin --checkpoint student/model.pt --lang-pairs en-de --output new.json"
 N = "evaluate_bleu --checkpoint student/model.pt --lang-pairs en-de --output new.json --test-set"
+O = "store_teacher_outputs --data-bin bin --lang-pair en-de --teacher experts/en-de/checkpoint_best.pt --output new --cpu"  # noqa: E501,E741
+ST = "DATA=data OUT=new CPU=1 train_student student"
+EX = "DATA=data OUT=new CPU=1 train_experts experts"
+_MODEL = "--arch transformer --share-all-embeddings --encoder-layers 1 --decoder-layers 1 --encoder-embed-dim 8 "
+_MODEL += "--encoder-ffn-embed-dim 8 --decoder-ffn-embed-dim 8 --encoder-attention-heads 1 --decoder-attention-heads 1"
+F = "fairseq-train bin --task multilingual_translation_kd --lang-pairs en-de,en-ru --criterion "
+F += f"label_smoothed_kd_cross_entropy {_MODEL} --cpu --num-workers 0 --max-tokens 99 --optimizer adam --save-dir new "
+F += "--max-update 1 --no-progress-bar"
+FT = f"{F} --teachers en-de=experts/en-de/checkpoint_best.pt"
 X = "export student/model.pt --format ctranslate2 --output new"
 D = "distil_sequences --data data --experts experts --output new --pairs en-de"
 

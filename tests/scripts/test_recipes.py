@@ -99,9 +99,9 @@ def commands(script, *arguments, **settings):
     parsed = []
     for line in done.stdout.splitlines():
         words = shlex.split(line)
-        assert words[1:3] == ["-m", "torch.distributed.run"]
+        assert words[1] == "scripts/lib/torchrun.py"
         split = words.index("vision_reference/train.py")
-        parsed.append((flags(words[3:split]), flags(words[split + 1 :])))
+        parsed.append((flags(words[2:split]), flags(words[split + 1 :])))
     return parsed
 
 

@@ -198,7 +198,7 @@ def test_settings_are_the_words_that_shape_the_result():
     last = jobs.settings(["x", "--amp", "--lr", "2", "--lr", "1", "-j", "3", "rest"], Path("a"))
     assert last == {"": "x rest", "--amp": "--amp", "--lr": "--lr 1"}
     eight = ["python", "-m", "torch.distributed.run", "--nproc_per_node", "8", "x.py", "--batch-size", "256"]
-    four = ["python", "-m", "torch.distributed.run", "--nproc_per_node", "4", "x.py", "--batch-size", "512"]
+    four = ["python", "scripts/lib/torchrun.py", "--nproc_per_node", "4", "x.py", "--batch-size", "512"]
     assert jobs.settings(eight, Path("a")) == jobs.settings(four, Path("a"))
 
 
