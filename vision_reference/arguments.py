@@ -9,7 +9,7 @@ import math
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING
 
 from vision_reference.errors import Parser, UserError
 from vision_reference.images.presets import INTERPOLATIONS, PRESETS, TENSOR_INTERPOLATIONS

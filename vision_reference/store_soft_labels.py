@@ -88,7 +88,7 @@ def main(args: argparse.Namespace) -> None:
             labels={"top_k": args.top_k, "temperatures": args.temperatures if args.top_k else []},
             same_views_as=Path(args.same_views_as) if args.same_views_as else None,
         )
-        writer = Writer(folder, plan)
+        writer = Writer(folder, {**plan, "label_smoothing": trained.label_smoothing})
     told = from_main((writer.plan, writer.whole, writer.done) if writer else None)
     assert told is not None, "the first process has a writer"
     plan, whole, done = told

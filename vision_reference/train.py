@@ -75,7 +75,7 @@ from vision_reference.metrics import Outcomes, ProgressLine, RunClock, SlowProgr
 from vision_reference.networks import by_name, checkpoints, heads, pretrained
 from vision_reference.networks.description import Description, describe_run, from_checkpoint, recorded_teachers
 from vision_reference.networks.full_batches import FullBatches
-from vision_reference.networks.teachers import hash_weights, read_teacher
+from vision_reference.networks.teachers import hash_weights, read_teacher, rule_of_thumb
 from vision_reference.runs.folder import begin_epochs, goes_back, open_run_folder
 from vision_reference.runs.metrics_file import MetricsFile
 from vision_reference.runs.pauses import SAVE, Begun, Pauses, pauses
@@ -341,6 +341,9 @@ def open_data(
             tail=args.kd_tail,
             rank=rank,
         )
+        for store in soft_labels.stores:
+            for note in rule_of_thumb(f"of {store.folder}", store.label_smoothing, args.kd_temperature):
+                rank.say(note)
     train_loader, val_loader = build_loaders(
         data,
         Look.of(args),

@@ -264,7 +264,7 @@ def _shown(
     return Pixels(
         resize,
         crop,
-        interpolation or described.interpolation,
+        interpolation or complete.interpolation,
         complete.mean,
         complete.std,
     )

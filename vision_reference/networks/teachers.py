@@ -28,6 +28,22 @@ class TrainedTeacher(NamedTuple):
     description: Description
     notes: list[str]
 
+    @property
+    def label_smoothing(self) -> float:
+        """That it was trained with, as far as its file says."""
+        smoothing = self.description.args.get("label_smoothing")
+        return smoothing if isinstance(smoothing, float) else 0.0
+
+
+def rule_of_thumb(teacher: object, label_smoothing: float, temperature: float) -> list[str]:
+    """A note where a teacher of smoothed labels is to teach above T = 1; none where all is well."""
+    if not (label_smoothing > 0 and temperature > 1):
+        return []
+    return [
+        f"note: the teacher {teacher} was trained with --label-smoothing {label_smoothing:g}; at a temperature of "
+        f"{temperature:g} a student loses what that brings: distil at --kd-temperature 1"
+    ]
+
 
 def read_teacher(
     name: str, weights: str, classes: Sequence[str], preset: Preset, temperatures: Collection[float]
@@ -46,15 +62,11 @@ def read_teacher(
     state, description = read_state(weights, name)
     network = build_filled(name, len(classes), state, weights).eval()
     notes = match_classes(network, description, classes)
-    smoothing = description.args.get("label_smoothing")
-    if isinstance(smoothing, float) and smoothing > 0 and max(temperatures, default=1) > 1:
-        notes.append(
-            f"note: the teacher {weights} was trained with --label-smoothing {smoothing:g}; at a temperature of "
-            f"{max(temperatures):g} a student loses what that brings: distil at --kd-temperature 1"
-        )
+    trained = TrainedTeacher(network, None, description, notes)
+    notes += rule_of_thumb(weights, trained.label_smoothing, max(temperatures, default=1))
     own = description.mean, description.std
     if None in own or own == (preset.mean, preset.std):
-        return TrainedTeacher(network, None, description, notes)
+        return trained
     mean, std, own_mean, own_std = (torch.tensor(values).view(3, 1, 1) for values in (preset.mean, preset.std, *own))
     notes.append(f"note: the teacher {weights} is shown pixels as it was trained on them (mean {own[0]}, std {own[1]})")
     return TrainedTeacher(network, (std / own_std, (mean - own_mean) / own_std), description, notes)

@@ -97,6 +97,7 @@ class Store:
         class_names, sha256: of the data; the names are None in stores of earlier versions.
         arch, precision: the teacher's network, and fp32, bf16 or fp16.
         pixels, versions, errors: as ``provenance`` and ``codec.error_table`` have them.
+        label_smoothing: of the teacher's training; 0 where a store of earlier versions does not say.
 
     Raises:
         UserError: there is no store, it is unfinished, or its files are not as the manifest says (their contents are
@@ -118,9 +119,12 @@ class Store:
             if len(self._checksums) != len(self.blocks) or not 0 < (self.top_k or 1) <= self.classes:
                 raise ValueError
             self.arch, self.precision = (str(self.manifest["teacher"][name]) for name in ("arch", "precision"))
+            self.label_smoothing = float(self.manifest.get("label_smoothing", 0.0))
             self.pixels, self.versions = dict(self.manifest["pixels"]), dict(self.manifest["versions"])
             self.class_names, self.sha256 = data.get("class_names"), str(data["sha256"])
             if self.class_names is not None and [str(name) for name in self.class_names] != self.class_names:
+                raise ValueError
+            if not isinstance(self.manifest["views"]["seed"], int):
                 raise ValueError
         except (ValueError, KeyError, TypeError, AttributeError, OverflowError):
             raise UserError(_damaged(folder, f"{MANIFEST} is no manifest of these files")) from None

@@ -36,7 +36,7 @@ def teacher_file(path, seed, classes=4):
     torch.manual_seed(seed)
     network = resnet18(num_classes=classes)
     network.fc.weight.data.mul_(8)
-    torch.save({"model": network.state_dict(), "arch": "resnet18"}, path)
+    torch.save({"model": network.state_dict(), "arch": "resnet18", "args": {"label_smoothing": 0.1}}, path)
     return ["--teacher", "resnet18", "--teacher-weights", str(path)]
 
 
@@ -409,3 +409,10 @@ def test_other_versions_are_noted(train, stored, tmp_path):
     (tmp_path / "s" / "manifest.json").write_bytes(seal(manifest))
     flags = ["--soft-labels", tmp_path / "s", "--epochs", 0, "--output-dir", tmp_path]
     assert "was stored with other versions, pixels may differ: pillow 1.0 -> " in train(*flags)
+
+
+@pytest.mark.parametrize(("temperature", "told"), [(2, True), (1, False)])
+def test_the_store_of_a_smoothed_teacher_is_told_the_rule_of_thumb(train, stored, tmp_path, temperature, told):
+    flags = ["--soft-labels", stored[0], "--kd-temperature", temperature, "--epochs", 0, "--output-dir", tmp_path]
+    said = f"note: the teacher of {stored[0]} was trained with --label-smoothing 0.1; at a temperature of {temperature}"
+    assert (said in train(*flags)) == told
