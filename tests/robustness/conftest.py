@@ -1,10 +1,11 @@
-"""The folder in which careless users of the image part make their mistakes: made once, in a few seconds."""
+"""The rows of mistakes, and the folder in which careless users of the image part make theirs: made once, in seconds."""
 
 import contextlib
 import copy
 import io
 import json
 import os
+import re
 import shutil
 from argparse import Namespace
 from pathlib import Path
@@ -24,6 +25,28 @@ from vision_reference.networks.checkpoints import save_atomically
 CLASSES = ("cat", "dog", "emu", "fox")
 _FLAGS = ["--preset", "digits", "--device", "cpu", "--workers", "0", "-b", "8", "--seed", "1"]
 _TRAINED = ["--data-path", "data", *_FLAGS, "--model", "resnet8", "--epochs", "1", "--lr", "0.01"]
+
+
+@pytest.fixture(scope="session")
+def read_rows():
+    """Reads a file of mistakes, see ``_read_rows``."""
+    return _read_rows
+
+
+def _read_rows(path: Path) -> list[tuple[str, str]]:
+    """(command line, part of the answer) of each row of a file of mistakes, abbreviations replaced."""
+    short: dict[str, str] = {}
+    rows: list[tuple[str, str]] = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        if not line or line.startswith("#"):
+            continue
+        if defined := re.fullmatch(r"([A-Z]+) = (.+)", line):
+            short[defined[1]] = re.sub(r"^[A-Z]+\b", lambda name: short[name[0]], defined[2])
+        elif line.startswith("    "):
+            rows[-1] = rows[-1][0], line.strip()
+        else:
+            rows.append((re.sub(r"^(\[.*?\] )?([A-Z]+)\b", lambda m: (m[1] or "") + short[m[2]], line), ""))
+    return rows
 
 
 @pytest.fixture(scope="session")

@@ -204,28 +204,15 @@ def _harmless(path: str) -> bool:
     return path.startswith(("new", "cache", "run/best.pth.f", "run/checkpoint.pth.f")) and not path.endswith(RESULTS)
 
 
-def read_rows(path: Path) -> list[tuple[str, str]]:
-    """(command line, part of the answer) of each row of a file of mistakes, abbreviations replaced."""
-    short: dict[str, str] = {}
-    rows: list[tuple[str, str]] = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        if not line or line.startswith("#"):
-            continue
-        if defined := re.fullmatch(r"([A-Z]+) = (.+)", line):
-            short[defined[1]] = re.sub(r"^[A-Z]+\b", lambda name: short[name[0]], defined[2])
-        elif line.startswith("    "):
-            rows[-1] = rows[-1][0], line.strip()
-        else:
-            rows.append((re.sub(r"^(\[.*?\] )?([A-Z]+)\b", lambda m: (m[1] or "") + short[m[2]], line), ""))
-    return rows
+@pytest.fixture(scope="module")
+def mistakes(read_rows):
+    """(command line, part of the answer) of all rows."""
+    return read_rows(Path(__file__).with_name("image_mistakes.txt"))
 
 
-MISTAKES = read_rows(Path(__file__).with_name("image_mistakes.txt"))
-
-
-def test_every_mistake_is_answered_in_one_line(image_world):
+def test_every_mistake_is_answered_in_one_line(image_world, mistakes):
     wrong = []
-    for row, expected in MISTAKES:
+    for row, expected in mistakes:
         status, told, changed, _ = answer(image_world, row)
         complaints = [line for line in told if not line.startswith("note: ")]
         if status != 2 or len(complaints) != 1 or changed:
@@ -235,8 +222,7 @@ def test_every_mistake_is_answered_in_one_line(image_world):
     assert not wrong, "\n".join(wrong)
 
 
-def test_the_rows_are_many_and_of_every_command():
-    assert len({row for row, _ in MISTAKES}) == len(MISTAKES) >= 300
-    of = [re.sub(r"^\[.*?\] ", "", row).split()[0] for row, _ in MISTAKES]
-    assert set(of) == set(COMMANDS)
-    assert all(len(expected) > 8 for _, expected in MISTAKES)
+def test_the_rows_are_many_and_of_every_command(mistakes):
+    assert len({row for row, _ in mistakes}) == len(mistakes) >= 700
+    assert {re.sub(r"^\[.*?\] ", "", row).split()[0] for row, _ in mistakes} == set(COMMANDS)
+    assert all(len(expected) > 8 for _, expected in mistakes)

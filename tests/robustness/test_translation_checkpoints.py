@@ -422,3 +422,7 @@ def test_options_keep_their_values(text, value):
 def test_whatever_is_more_than_a_value_is_refused(text):
     with pytest.raises(UserError, match="nothing of it was executed"):
         literals.evaluate(text)
+
+
+def test_the_kinds_of_hostile_files_are_many():
+    assert len(PICKLES) + len(OPTIONS) + len(VALIDATED) + len(SIZES) + len(STATES) + len(FILES) >= 50

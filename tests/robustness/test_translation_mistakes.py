@@ -33,7 +33,8 @@ from vision_reference.errors import run_command
 
 def _fairseq_train() -> None:
     """fairseq-train with the plugin, in this process."""
-    importlib.import_module("fairseq_plugins.tasks")
+    for name in ("translation_kd", "multilingual_translation_kd"):
+        importlib.import_module(f"fairseq_plugins.tasks.{name}")
     from fairseq import options
     from fairseq.dataclass.utils import convert_namespace_to_omegaconf
     from fairseq_cli import train

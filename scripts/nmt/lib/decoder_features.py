@@ -18,6 +18,7 @@ from torch import Tensor
 
 import fairseq_plugins.inference_only  # noqa: F401  without it fairseq 0.12.2 cannot run a loaded model on torch 2
 from fairseq_plugins.losses.soft_labels import ProjectedLogits, SoftLabels
+from fairseq_plugins.multilingual.binarized import check_binarized
 from fairseq_plugins.multilingual.language_tokens import Batch, LanguageTokens, Layout, batch_of
 from fairseq_plugins.teachers.expert import Teacher, load_teacher
 from fairseq_plugins.teachers.vocabularies import Vocabulary, load_dictionary
@@ -57,11 +58,12 @@ class References:
 
 
 def open_references(folder: Path, pair: LangPair, subset: str) -> References:
-    """Raises UserError if the folder does not hold this split of this pair."""
+    """Raises UserError if the folder does not hold this split of this pair, or files of it are cut short."""
     paths = [folder / f"dict.{language}.txt" for language in pair]
     if missing := next((path for path in paths if not path.is_file()), None):
         raise UserError(f"there is no {missing}: --data-bin names a folder that prepare.py or fairseq-preprocess made")
     vocabulary = Vocabulary(pair.source, pair.target, *map(str, paths))
+    check_binarized([str(folder)], subset, [str(pair)])
     try:
         dataset = load_langpair_dataset(
             data_path=str(folder),
