@@ -226,6 +226,13 @@ def refuse_few_entries(criterion: Any, tail: str, stored: StoredTeacher) -> None
         )
 
 
+def refuse_empty(options: Any, *names: str) -> None:
+    """Raises UserError for a teacher that is an empty text, as an unset variable of a script is: it taught nothing."""
+    for name in names:
+        if (value := getattr(options, name, None)) is not None and not value.strip():
+            raise UserError(f"--{name.replace('_', '-')} is empty; is a variable unset? Give a teacher or drop it")
+
+
 def refuse_altered_data(options: Any) -> None:
     """Stored outputs are about whole sentences in one folder, found by their position there.
 

@@ -27,7 +27,7 @@ from ..multilingual.validation import Translator, Validation
 from ..teachers.expert import load_teacher
 from ..teachers.lookup import Share
 from ..teachers.vocabularies import Vocabulary
-from ._distillation import KD_TAIL_HELP, TEACHER_OUTPUTS_HELP, DistillationTask, refuse_altered_data
+from ._distillation import KD_TAIL_HELP, TEACHER_OUTPUTS_HELP, DistillationTask, refuse_altered_data, refuse_empty
 
 logger = logging.getLogger(__name__)
 
@@ -129,6 +129,7 @@ class MultilingualTranslationKDTask(DistillationTask, TranslationMultiSimpleEpoc
     @classmethod
     def setup_task(cls, cfg, **kwargs):
         args = as_namespace(cfg)
+        refuse_empty(args, "teachers", "teacher_outputs")
         pairs = (args.lang_pairs or "").split(",")
         for pair in pairs:
             if len(pair.split("-")) != 2:

@@ -18,7 +18,7 @@ from ..multilingual.validation import json_option, search_options
 from ..teachers.expert import load_teacher
 from ..teachers.lookup import Share
 from ..teachers.vocabularies import Vocabulary
-from ._distillation import KD_TAIL_HELP, TEACHER_OUTPUTS_HELP, DistillationTask, refuse_altered_data
+from ._distillation import KD_TAIL_HELP, TEACHER_OUTPUTS_HELP, DistillationTask, refuse_altered_data, refuse_empty
 
 
 @dataclass
@@ -53,6 +53,7 @@ class TranslationKDTask(DistillationTask, TranslationTask):
 
     @classmethod
     def setup_task(cls, cfg, **kwargs):
+        refuse_empty(cfg, "teacher", "teacher_outputs")
         if cfg.eval_bleu:
             search_options(cfg.eval_bleu_args)
             json_option("--eval-bleu-detok-args", cfg.eval_bleu_detok_args)

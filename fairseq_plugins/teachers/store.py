@@ -107,6 +107,8 @@ class Store:
             self.lang_pair, self.split, self.sentences = data["lang_pair"], data["split"], data["sentences"]
             self.sha256, self.vocabulary_sha256 = data["sha256"], data["vocabulary_sha256"]
             self.vocabulary_size, self.top_k = data["vocabulary_size"], int(manifest["labels"]["top_k"])
+            if not 0 < manifest["labels"]["top_k"] <= self.vocabulary_size:
+                raise ValueError
             self.temperatures = [float(one) for one in manifest["labels"]["temperatures"]]
             hashes = manifest["teacher"]["weights_sha256"]
             self.experts = [(Path(path), str(digest)) for path, digest in zip(manifest["paths"], hashes, strict=True)]

@@ -37,15 +37,19 @@ def _read_rows(path: Path) -> list[tuple[str, str]]:
     """(command line, part of the answer) of each row of a file of mistakes, abbreviations replaced."""
     short: dict[str, str] = {}
     rows: list[tuple[str, str]] = []
+
+    def in_full(text: str) -> str:
+        return re.sub(r"(?<!\S)[A-Z]+(?!\S)", lambda name: short.get(name[0], name[0]), text)
+
     for line in path.read_text(encoding="utf-8").splitlines():
         if not line or line.startswith("#"):
             continue
         if defined := re.fullmatch(r"([A-Z]+) = (.+)", line):
-            short[defined[1]] = re.sub(r"^[A-Z]+\b", lambda name: short[name[0]], defined[2])
+            short[defined[1]] = in_full(defined[2])
         elif line.startswith("    "):
             rows[-1] = rows[-1][0], line.strip()
         else:
-            rows.append((re.sub(r"^(\[.*?\] )?([A-Z]+)\b", lambda m: (m[1] or "") + short[m[2]], line), ""))
+            rows.append((in_full(line), ""))
     return rows
 
 

@@ -7,11 +7,12 @@ untrained expert.
 import contextlib
 import copy
 import gzip
-import importlib
 import io
 import json
+import logging
 import os
 import re
+import shlex
 import shutil
 import sys
 from argparse import Namespace
@@ -31,15 +32,16 @@ from scripts.nmt.lib.user_error import run_cli
 from vision_reference.errors import run_command
 
 
-def _fairseq_train() -> None:
-    """fairseq-train with the plugin, in this process."""
-    for name in ("translation_kd", "multilingual_translation_kd"):
-        importlib.import_module(f"fairseq_plugins.tasks.{name}")
-    from fairseq import options
-    from fairseq.dataclass.utils import convert_namespace_to_omegaconf
-    from fairseq_cli import train
+def _open_store() -> None:
+    """What fairseq-train --teacher-outputs opens, without its seconds of preparation."""
+    from fairseq_plugins.teachers.stored import StoredTeacher
+    from fairseq_plugins.teachers.vocabularies import Vocabulary
 
-    train.main(convert_namespace_to_omegaconf(options.parse_args_and_arch(options.get_training_parser())))
+    folder, temperature = sys.argv[1:]
+    teacher = StoredTeacher(
+        Path(folder), Vocabulary("en", "de", "bin/dict.en.txt", "bin/dict.de.txt"), float(temperature), "uniform"
+    )
+    teacher.check_data(Path("bin"), "train", 4)
 
 
 COMMANDS = {
@@ -51,7 +53,7 @@ COMMANDS = {
     "store_teacher_outputs": store_teacher_outputs.main,
     "train_student": lambda: run_command("train_student.py", recipe.main),  # as the script calls it
     "train_experts": lambda: run_command("train_experts.py", recipe.main),
-    "fairseq-train": _fairseq_train,
+    "open_store": _open_store,
 }
 SENTENCES = {"en": "one two three\n", "de": "eins zwei drei\n", "ru": "один два три\n"}
 
@@ -298,15 +300,6 @@ P = "prepare parallel --input text --pairs en-de --output new"
 T = "translate student/model.pt --to de"
 E = "evaluate_bleu --data-bin data/data-bin --checkpoint student/model.pt --lang-pairs en-de --output new.json"
 N = "evaluate_bleu --checkpoint student/model.pt --lang-pairs en-de --output new.json --test-set"
-O = "store_teacher_outputs --data-bin bin --lang-pair en-de --teacher experts/en-de/checkpoint_best.pt --output new --cpu"  # noqa: E501,E741
-ST = "DATA=data OUT=new CPU=1 train_student student"
-EX = "DATA=data OUT=new CPU=1 train_experts experts"
-_MODEL = "--arch transformer --share-all-embeddings --encoder-layers 1 --decoder-layers 1 --encoder-embed-dim 8 "
-_MODEL += "--encoder-ffn-embed-dim 8 --decoder-ffn-embed-dim 8 --encoder-attention-heads 1 --decoder-attention-heads 1"
-F = "fairseq-train bin --task multilingual_translation_kd --lang-pairs en-de,en-ru --criterion "
-F += f"label_smoothed_kd_cross_entropy {_MODEL} --cpu --num-workers 0 --max-tokens 99 --optimizer adam --save-dir new "
-F += "--max-update 1 --no-progress-bar"
-FT = f"{F} --teachers en-de=experts/en-de/checkpoint_best.pt"
 X = "export student/model.pt --format ctranslate2 --output new"
 D = "distil_sequences --data data --experts experts --output new --pairs en-de"
 
@@ -528,8 +521,8 @@ MISTAKES = [
     (f"{D} --int8", "--int8 is of --ctranslate2; give both"),
     (f"{D} --monolingual file", "--monolingual file: give PAIR=FILE with PAIR one of en-de"),
     (f"{D} --monolingual en-ru=file", "--monolingual en-ru=file: give PAIR=FILE with PAIR one of en-de"),
-    (f"{D} --monolingual en-de=nowhere", "nowhere: cannot be read"),
-    (f"{D} --monolingual en-de=full", "full: cannot be read"),
+    (f"{D} --monolingual en-de=nowhere", "cannot read nowhere"),
+    (f"{D} --monolingual en-de=full", "cannot read full"),
     (f"{D} --monolingual en-de=latin1", "latin1, line 2: byte 2 is not valid UTF-8"),
     (f"{D} --monolingual en-de=file --monolingual en-de=file", "--monolingual en-de is given twice; join the files"),
     (D.replace("new", "file"), "file exists and holds no readable manifest.json"),
@@ -541,15 +534,23 @@ MISTAKES = [
 
 @pytest.mark.parametrize(("words", "line"), MISTAKES, ids=[words for words, _ in MISTAKES])
 def test_a_mistake_is_answered_in_one_line(here, monkeypatch, capsys, words, line):
+    _mistake(here, monkeypatch, capsys, words, line)
+
+
+def _mistake(here, monkeypatch, capsys, words, line):
     monkeypatch.chdir(here)
     words, _, given = words.partition(" < ")
-    command, *arguments = words.split()
+    words = shlex.split(words)
+    while "=" in words[0]:
+        monkeypatch.setenv(*words.pop(0).split("=", 1))
+    command, *arguments = words
     monkeypatch.setattr(sys, "argv", [f"{command}.py", *arguments])
     before = {path for path in here.iterdir() if not path.name.endswith(".partial")}
     with (here / (given or "lines")).open("rb") as stream:
         monkeypatch.setattr(sys, "stdin", Namespace(buffer=stream))
         with pytest.raises(SystemExit) as end:
-            run_cli(f"{command}.py", COMMANDS[command].main)
+            run_cli(f"{command}.py", COMMANDS[command])
+    logging.disable(logging.NOTSET)
     told = capsys.readouterr().err.strip().splitlines()
     assert end.value.code == 2, told
     assert "Traceback" not in "".join(told)
@@ -559,3 +560,24 @@ def test_a_mistake_is_answered_in_one_line(here, monkeypatch, capsys, words, lin
     assert re.search(line, complaint), complaint
     assert {path for path in here.iterdir() if not path.name.endswith(".partial")} == before
     assert not (here / "trapped").exists()
+
+
+@pytest.fixture(scope="module")
+def more_mistakes(read_rows):
+    """(command line, part of the answer) of the rows of translation_mistakes.txt."""
+    return read_rows(Path(__file__).with_name("translation_mistakes.txt"))
+
+
+def test_more_mistakes_are_answered_in_one_line(here, monkeypatch, capsys, more_mistakes):
+    wrong = []
+    for words, line in more_mistakes:
+        with monkeypatch.context() as patch:
+            try:
+                _mistake(here, patch, capsys, words, re.escape(line))
+            except (AssertionError, ValueError) as error:
+                wrong.append(f"{words}: {error}")
+    assert not wrong, "\n".join(wrong)
+
+
+def test_the_rows_are_many(more_mistakes):
+    assert len({words for words, _ in [*MISTAKES, *more_mistakes]}) == len(MISTAKES) + len(more_mistakes) >= 250
