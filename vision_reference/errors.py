@@ -51,7 +51,8 @@ class Parser(argparse.ArgumentParser):
     """An ``argparse`` parser that tells a mistake in one line; the list of all flags would only hide it."""
 
     def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: error: {' '.join(message.split())} (--help lists all flags)\n")
+        line = f"{self.prog}: error: {' '.join(message.split())} (--help lists all flags)\n"
+        self.exit(2, line if _speaks_for_all(UserError(message)) else None)
 
 
 class Terminated(BaseException):

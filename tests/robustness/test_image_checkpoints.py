@@ -112,8 +112,8 @@ def test_the_kinds_are_many_and_dangerous(tmp_path):
     executed = 0
     for number, (put, make) in enumerate(KINDS.values()):
         canary, path = tmp_path / f"canary{number}", tmp_path / "evil.pth"
-        torch.save(put(make(canary)), path)
         with contextlib.suppress(Exception):
+            torch.save(put(make(canary)), path)
             torch.load(path, weights_only=False)
         executed += canary.exists() or canary.is_symlink()
     assert executed >= 25
