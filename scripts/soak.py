@@ -83,7 +83,7 @@ def all_kinds(inputs: Path) -> dict[str, Kind]:
     training = f"{words} --model mobilenet_v3_small --epochs 3 --lr 0.01 --seed 1 --resume auto --print-freq 5"
     taught_by = {
         "none": "--mixup-alpha 0.2 --cutmix-alpha 1.0 --model-ema --model-ema-steps 2 --label-smoothing 0.1",
-        "running": f"{teacher} --ra-sampler --ra-reps 2 --auto-augment ta_wide --kd-temperature 2",
+        "running": f"{teacher} --ra-sampler --ra-reps 2 --auto-augment ta_wide --save-every-minutes 0.01",
         "stored": f"--soft-labels {inputs}/store --kd-weight 0.5 --accumulate 2 --keep-checkpoints 2",
     }
     kinds = {

@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import tempfile
+import weakref
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -61,7 +62,8 @@ def remove_partials(folder: Path, *names: str) -> None:
 def try_lock(file: BinaryIO | TextIO) -> bool:
     """Lock an open file until it is closed, also by a crash; False if another process has it.
 
-    File systems that know no locks count as free.
+    File systems that know no locks count as free. Processes that are forked meanwhile, such as loader workers, do not
+    hold the lock, and have /dev/null in the file's place: they may outlive this one by seconds.
     """
     return _lock(file, fcntl.LOCK_EX)
 
@@ -78,7 +80,22 @@ def _lock(file: BinaryIO | TextIO, kind: int) -> bool:
         return False
     except OSError:
         pass
+    _locked.add(file)
     return True
+
+
+_locked: "weakref.WeakSet[BinaryIO | TextIO]" = weakref.WeakSet()
+
+
+def _leave_locks() -> None:
+    for file in list(_locked):
+        if not file.closed:
+            nothing = os.open(os.devnull, os.O_RDWR)
+            os.dup2(nothing, file.fileno(), inheritable=False)
+            os.close(nothing)
+
+
+os.register_at_fork(after_in_child=_leave_locks)
 
 
 def sync_folder(folder: Path) -> None:
