@@ -47,10 +47,10 @@ _POLL_SECONDS = 0.001
 _WAIT_SECONDS = 60  # for processes to end, after which they count as left behind
 _LIMIT_SECONDS = 900  # for one attempt
 _SIGNALS = {"SIGKILL, all": 5, "SIGKILL, alone": 5, "SIGTERM": 2, "SIGINT": 2}
-# What differs between two runs of one command by nature: times, and names drawn for results.
+# What differs between two runs of one command by nature: times, names drawn for results, and fairseq's list of starts.
 _VOLATILE = {
     "seconds", "cpu_seconds", "images_per_second", "time", "began", "ended", "attempts", "made", "inputs", "pid",
-    "metrics", "previous_training_time", "host", "finished",
+    "metrics", "previous_training_time", "host", "finished", "optimizer_history",
 }  # fmt: skip
 _UNCOMPARED = re.compile(r"(log\.txt|.*\.log|environment\.json|run\.json|.*\.lock|.*\.npz|report\.(md|html)|.*\.svg)$")
 # What stock fairseq writes but neither sets nor reads: copies of weights for a fast path, and a buffer for its type.

@@ -43,7 +43,7 @@ _STORE_EPILOG = """examples:
 # Flags about where a run computes, reads and writes.
 _NOT_THE_RESULT = {
     "data_path", "output_dir", "resume", "start_epoch", "workers", "cache_dataset", "download", "device", "dist_url",
-    "world_size", "print_freq", "keep_checkpoints", "save_every_minutes", "track", "unlabelled",
+    "world_size", "print_freq", "keep_checkpoints", "save_every_minutes", "track", "unlabelled", "require_gpu",
     "dali_device", "test_only", "teacher_weights", "init_weights", "weights", "soft_labels", "look_ahead", "overwrite",
     "per_class", "debug", "given",
 }  # fmt: skip
@@ -859,6 +859,9 @@ def _add_machine(group) -> None:
         default="cuda",
         help="cuda, cuda:N for one of several GPUs, mps (Apple's), or cpu; falls back to cpu where no GPU is "
         "(default: cuda)",
+    )
+    group.add_argument(
+        "--require-gpu", action="store_true", help="stop where no GPU can be used instead of running on the CPU"
     )
     group.add_argument(
         "--amp",

@@ -12,6 +12,7 @@ status 2  a mistake of the user's, a full disk, too little memory
 import argparse
 import errno
 import os
+import re
 import signal
 import sys
 import threading
@@ -30,6 +31,14 @@ _HINTS = {
     errno.EACCES: "give a place that you may read and write",
     errno.EROFS: "give a place that can be written",
 }
+
+
+# How gloo and nccl say that a process they wait for is no more.
+_LOST = re.compile(
+    r"Connection (closed|reset) by peer|Broken pipe|Socket (closed|Timeout)|Timed out waiting|connectFullMesh"
+    r"|failed to (recv|send)|NCCL.*(remote|timeout|abort)",
+    re.IGNORECASE | re.DOTALL,
+)
 
 
 class UserError(Exception):
@@ -112,6 +121,8 @@ def _ending(error: BaseException, go_on: str) -> tuple[int | None, str]:
         return 141, ""
     if isinstance(error, MemoryError) or "OutOfMemory" in type(error).__name__ or "can't allocate memory" in str(error):
         return 2, f"error: out of memory; lower --batch-size, --workers or the sizes of the images{after}"
+    if isinstance(error, RuntimeError) and _LOST.search(str(error)):
+        return 2, f"error: another process of this run has ended or cannot be reached any more{after}"
     if isinstance(error, OSError):
         files = " -> ".join(f"'{str(file)[-300:]}'" for file in (error.filename, error.filename2) if file is not None)
         hint = _HINTS.get(error.errno or 0)
@@ -127,13 +138,14 @@ def _speaks_for_all(error: BaseException) -> bool:
     The first does. Another one may be alone with its mistake (an image that only it reads): if nobody has ended it
     after a while, it is.
     """
-    if os.environ.get("RANK", "0") == "0":
+    lost = isinstance(error, RuntimeError) and bool(_LOST.search(str(error)))
+    if os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")) == "0" and not lost:
         return True
     if isinstance(error, KeyboardInterrupt | Terminated):
         return False
     try:
         with _sigterm_raises():
-            time.sleep(10)
+            time.sleep(2 if lost else 10)
     except (KeyboardInterrupt, Terminated):
         return False
     return True

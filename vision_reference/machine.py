@@ -4,9 +4,10 @@ import ctypes
 import faulthandler
 import os
 import platform
+import re
 import resource
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, MutableMapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
@@ -58,18 +59,28 @@ class Machine:
 
 
 def choose_machine(
-    asked: str, dist_url: str, *, amp: bool, amp_dtype: str | None, channels_last: bool | None
+    asked: str,
+    dist_url: str,
+    *,
+    amp: bool,
+    amp_dtype: str | None,
+    channels_last: bool | None,
+    require_gpu: bool = False,
 ) -> Machine:
     """Device, precision and memory layout from what is asked for and what is there; joins the other processes.
 
     Args:
-        asked, dist_url, amp, amp_dtype, channels_last: as the flags of these names (``asked``: ``--device``) have them.
+        asked, dist_url, amp, amp_dtype, channels_last, require_gpu: as the flags of these names (``asked``:
+            ``--device``) have them.
 
     Raises:
         UserError: a device or a precision that is not there, more processes than GPUs.
     """
     place = rank_from_environment()
     device = choose_device(asked, place)
+    if require_gpu and device.type == "cpu":
+        why = "--device cpu was given" if asked == "cpu" else f"{_no_gpu()}; see nvidia-smi and the driver"
+        raise UserError(f"--require-gpu: there is no GPU to run on ({why}), or drop it to run on the CPU")
     broken_amx = device.type == "cpu" and amp and avoid_broken_amx()
     rank = join(place, device, dist_url)
     if device.type == "cpu":
@@ -97,6 +108,11 @@ def choose_machine(
         amp_dtype=chosen,
         autocast=partial(torch.autocast, device.type, dtype=chosen, enabled=amp),
     )
+
+
+def _no_gpu() -> str:
+    built = "finds none" if torch.version.cuda or torch.version.hip else "is built for CPUs alone"
+    return f"torch {torch.__version__} {built}"
 
 
 def choose_device(asked: str, place: Rank | None) -> torch.device:
@@ -219,12 +235,16 @@ def multiplies_bf16_fast() -> bool:
 
 
 def rank_from_environment() -> Rank | None:
-    """The place that torchrun (or SLURM) gave this process, None where neither started it.
+    """The place that torchrun (or SLURM's srun) gave this process, None where neither started it.
+
+    What srun leaves out, where the processes meet, is put into MASTER_ADDR and MASTER_PORT.
 
     Raises:
         UserError: the variables that tell it are not numbers.
     """
     env = os.environ
+    if "RANK" not in env and env.get("SLURM_STEP_ID", "").isdecimal():
+        _meet_under_slurm(env)
     for number, count, local in (
         ("RANK", "WORLD_SIZE", "LOCAL_RANK"),
         ("SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID"),
@@ -237,6 +257,24 @@ def rank_from_environment() -> Rank | None:
             told = ", ".join(f"{name}={env[name]}" for name in (number, count, local) if name in env)
             raise UserError(f"{told} in the environment are no numbers; unset them, or start with torchrun") from None
     return None
+
+
+def _meet_under_slurm(env: MutableMapping[str, str]) -> None:
+    """Where the tasks of an srun meet: the step's first machine, at a port that follows from job and step."""
+    machines = env.get("SLURM_STEP_NODELIST") or env.get("SLURM_JOB_NODELIST") or ""
+    job = env.get("SLURM_JOB_ID", "")
+    if env.get("SLURM_STEP_NUM_TASKS", "1") == "1" or not machines or not job.isdecimal():
+        return
+    env.setdefault("MASTER_ADDR", first_machine(machines))
+    # Below what systems give to outgoing connections (from 32768 on); two steps of one machine differ.
+    env.setdefault("MASTER_PORT", str(10_000 + (31 * int(job) + int(env["SLURM_STEP_ID"])) % 20_000))
+    env["SLURM_NTASKS"] = env["SLURM_STEP_NUM_TASKS"]  # of this srun, which may have asked for fewer than the job has
+
+
+def first_machine(machines: str) -> str:
+    """The first of a list as SLURM writes it: ``node[03-05,07],big1`` is node03, node04, node05, node07, big1."""
+    first = re.match(r"(?:[^,\[]|\[[^\]]*\])+", machines)
+    return re.sub(r"\[([^\],-]*)[^\]]*\]", r"\1", first[0] if first else machines)
 
 
 def join(place: Rank | None, device: torch.device, dist_url: str) -> Rank:

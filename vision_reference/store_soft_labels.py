@@ -61,7 +61,12 @@ Show = Callable[[Parts, Callable[[int, int], int]], Loader]
 def main(args: argparse.Namespace) -> None:
     """Store, or go on storing, and check."""
     machine = choose_machine(
-        args.device, args.dist_url, amp=args.amp, amp_dtype=args.amp_dtype, channels_last=args.channels_last
+        args.device,
+        args.dist_url,
+        amp=args.amp,
+        amp_dtype=args.amp_dtype,
+        channels_last=args.channels_last,
+        require_gpu=args.require_gpu,
     )
     rank, folder = machine.rank, Path(args.output_dir)
     folder.mkdir(parents=True, exist_ok=True)  # --skip-unreadable reports into it

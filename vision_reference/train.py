@@ -284,21 +284,30 @@ def fix_randomness(args: argparse.Namespace, checkpoint: dict | None, rank: Rank
 
 
 def save(output: Path, learner: Learner, args: argparse.Namespace, epoch: int, results: dict) -> None:
-    """Write ``checkpoint.pth`` and before it, where it is that, ``best.pth`` and ``model_<epoch>.pth``.
-
-    ``checkpoint.pth`` comes last: a run that is killed before it repeats the epoch, and with it these files.
+    """Write ``checkpoint.pth``, and what else is made of it (see ``spread``).
 
     Args:
         results: the entries ``best``, ``rng`` and ``description`` of a checkpoint.
     """
     state = {**learner.state_dict(), "epoch": epoch, "arch": args.model, "args": vars(args), **results}
-    names = ["best.pth"] * (results["best"]["epoch"] == epoch) + [f"model_{epoch}.pth"] * bool(args.keep_checkpoints)
-    first, *others = (output / name for name in (*names, "checkpoint.pth"))
-    checkpoints.save_atomically(state, first)
-    if args.keep_checkpoints:
-        checkpoints.prune_epoch_checkpoints(output, args.keep_checkpoints)
-    for other in others:
-        atomic_copy(first, other)
+    checkpoints.save_atomically(state, output / "checkpoint.pth")
+    spread(output, epoch, args.keep_checkpoints, is_best=results["best"]["epoch"] == epoch)
+
+
+def spread(output: Path, epoch: int, keep: int, *, is_best: bool) -> None:
+    """Copy ``checkpoint.pth`` to ``best.pth`` and ``model_<epoch>.pth`` where it is that, and remove what it replaces.
+
+    A run that was killed in the middle of this does it again when it goes on.
+
+    Args:
+        keep: how many ``model_<epoch>.pth`` are kept.
+    """
+    last = output / "checkpoint.pth"
+    if is_best:
+        atomic_copy(last, output / "best.pth")
+    if keep:
+        atomic_copy(last, output / f"model_{epoch}.pth")
+    checkpoints.prune_epoch_checkpoints(output, keep)
     (output / checkpoints.WITHIN_EPOCH).unlink(missing_ok=True)
 
 
@@ -664,6 +673,8 @@ def train(args: argparse.Namespace, machine: Machine, tracking: Tracking) -> Non
     if checkpoint:
         resume(learner, checkpoint, str(source), args, teachers, rank)
         start_epoch, best = checkpoint["epoch"] + 1, checkpoint["best"]
+        if rank.is_main and source.resolve() == (output / "checkpoint.pth").resolve():
+            spread(output, start_epoch - 1, args.keep_checkpoints, is_best=best["epoch"] == start_epoch - 1)
     if start_epoch >= args.epochs:
         why = f"{source} has all" if checkpoint else f"--start-epoch {start_epoch} leaves none of"
         rank.say(f"nothing to do: {why} {args.epochs} epochs")
@@ -762,7 +773,12 @@ def train_epochs(
 def main(args: argparse.Namespace) -> None:
     """Train, or with ``--test-only`` evaluate."""
     machine = choose_machine(
-        args.device, args.dist_url, amp=args.amp, amp_dtype=args.amp_dtype, channels_last=args.channels_last
+        args.device,
+        args.dist_url,
+        amp=args.amp,
+        amp_dtype=args.amp_dtype,
+        channels_last=args.channels_last,
+        require_gpu=args.require_gpu,
     )
     if args.test_only:
         return evaluate_checkpoint(args, machine)

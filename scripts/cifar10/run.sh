@@ -11,7 +11,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 source scripts/lib/recipe.sh
 own_settings TEACHER_EPOCHS STUDENT_EPOCHS
 recipe_settings data/cifar10 results/cifar10 1 "0.0 0.1" "1 3" "$@"
-share_batch 128
+share_batch 128 1
 : "${TEACHER_EPOCHS:=30}" "${STUDENT_EPOCHS:=30}"
 TEACHER_WEIGHTS=$OUTPUT/teacher_resnet18_alpha{alpha}/$CHECKPOINT
 STUDENT_WEIGHTS=$OUTPUT/student_{student}_alpha{alpha}_T{temperature}/$CHECKPOINT

@@ -16,7 +16,7 @@ own_settings TEACHER STUDENTS KD_WEIGHT
 : "${TEACHER:=resnet56}" "${STUDENTS:=resnet20}" "${KD_WEIGHT:=0.9}"
 : "${AMP_DTYPE:=none}" "${CHECKPOINT:=checkpoint.pth}" # full precision and the last epoch, as published
 recipe_settings data/cifar100 results/cifar100 1 "0.0 0.1" "1 4" "$@"
-share_batch 64
+share_batch 64 1
 TEACHER_WEIGHTS=$OUTPUT/teacher_${TEACHER}_alpha{alpha}/$CHECKPOINT
 STUDENT_WEIGHTS=$OUTPUT/student_{student}_alpha{alpha}_T{temperature}/$CHECKPOINT
 

@@ -12,7 +12,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 source scripts/lib/recipe.sh
 own_settings STUDENTS TEACHER_WEIGHTS INIT_WEIGHTS
 recipe_settings data/cub results/cub 1 "0.0 0.1" "1 2 3 64" "$@"
-share_batch 256
+share_batch 256 1
 : "${TEACHER_WEIGHTS:=$OUTPUT/teacher_resnet50_alpha{alpha\}/$CHECKPOINT}"
 read -ra students <<< "${STUDENTS:-resnet18 resnet50 convnext_tiny}"
 

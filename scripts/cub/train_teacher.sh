@@ -11,7 +11,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 source scripts/lib/recipe.sh
 own_settings INIT_WEIGHTS
 recipe_settings data/cub results/cub 1 "0.0 0.1" "" "$@"
-share_batch 256
+share_batch 256 1
 : "${INIT_WEIGHTS:=results/imagenet/teacher_resnet50_alpha{alpha\}/$CHECKPOINT}"
 
 for alpha in "${alphas[@]}"; do

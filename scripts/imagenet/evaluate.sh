@@ -11,7 +11,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 source scripts/lib/recipe.sh
 own_settings STUDENTS TEACHER_WEIGHTS STUDENT_WEIGHTS
 recipe_settings data/imagenet results/imagenet 8 "0.0 0.1" "1 2 3 64" "$@"
-share_batch 2048 # 8 GPUs with 256 images each
+share_batch 2048 8 # 8 GPUs with 256 images each
 : "${TEACHER_WEIGHTS:=$OUTPUT/teacher_resnet50_alpha{alpha\}/$CHECKPOINT}"
 : "${STUDENT_WEIGHTS:=$OUTPUT/student_{student\}_alpha{alpha\}_T{temperature\}/$CHECKPOINT}"
 : "${STUDENTS:=resnet18 resnet50}"

@@ -13,7 +13,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 source scripts/lib/recipe.sh
 own_settings STUDENTS TEACHER_WEIGHTS LOADER DALI_DEVICE
 recipe_settings data/imagenet results/imagenet 8 "0.0 0.1" "1 2 3 64" "$@"
-share_batch 2048 # 8 GPUs with 256 images each
+share_batch 2048 8 # 8 GPUs with 256 images each
 : "${TEACHER_WEIGHTS:=$OUTPUT/teacher_resnet50_alpha{alpha\}/$CHECKPOINT}"
 read -ra students <<< "${STUDENTS:-resnet18 resnet50}"
 loader=(--loader "${LOADER:-dali}")

@@ -9,7 +9,7 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 source scripts/lib/recipe.sh
 recipe_settings data/imagenet results/imagenet 8 "0.0 0.1" "" "$@"
-share_batch 2048 # 8 GPUs with 256 images each
+share_batch 2048 8 # 8 GPUs with 256 images each
 
 for alpha in "${alphas[@]}"; do
     train "teacher_resnet50_alpha$alpha" 90 \

@@ -57,7 +57,7 @@ _FREE = {
     "--num-workers": 1, "--print-freq": 1, "--log-interval": 1, "--device": 1, "--dali-device": 1, "--cpu": 0,
     "--cache-dataset": 0, "--keep-checkpoints": 1, "--dist-url": 1, "--standalone": 0, "--nproc_per_node": 1,
     "--nnodes": 1, "--node_rank": 1, "--rdzv_backend": 1, "--rdzv_endpoint": 1, "--rdzv_id": 1, "--track": 1,
-    "--per-class": 1,
+    "--per-class": 1, "--require-gpu": 0,
     "--tensorboard-logdir": 1, "--wandb-project": 1, "--max-epoch": 1,
 }  # fmt: skip
 _GROWS = "--max-epoch"
@@ -118,7 +118,8 @@ def settings(command: Iterable[str], folder: Path) -> dict[str, str]:
         found[name].append(word)
     with contextlib.suppress(ValueError, KeyError, IndexError):  # a global batch may be shared by more processes
         processes = int(found["--nproc_per_node"][1]) * int(found.get("--nnodes", ["", "1"])[1])
-        found["--batch-size"][1] = str(int(found["--batch-size"][1]) * processes)
+        batches = int(found.pop("--accumulate", ["", "1"])[1])  # that are added up
+        found["--batch-size"][1] = str(int(found["--batch-size"][1]) * processes * batches)
     return {name: " ".join(values) for name, values in found.items() if name not in _FREE}
 
 

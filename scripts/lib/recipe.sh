@@ -21,7 +21,7 @@ recipe_settings() {
     : "${NODES:=1}" # machines; run the same command on each, OUTPUT on a disk they share
     : "${NODE_RANK:=0}" # number of this machine, from 0
     : "${MASTER:=127.0.0.1:29500}" # host:port of machine 0, the same on all machines
-    : "${BATCH:=}" # images per process; empty: the paper's global batch, shared out
+    : "${BATCH:=}" # images of a process at a time; empty: as the paper's, added up where there are fewer processes
     : "${WORKERS:=16}" # loader processes or threads per process
     : "${SEED:=0}" # of everything random
     : "${DEVICE:=cuda}" # cuda or cpu
@@ -80,20 +80,34 @@ recipe_help() {
     printf "\nArguments go to vision_reference/train.py after the recipe's own, and so can change any of them.\n"
 }
 
-# Usage: share_batch GLOBAL_BATCH; sets BATCH, the images per process, unless the user has set it.
+# Usage: share_batch GLOBAL_BATCH PROCESSES; sets BATCH, the images of a process at a time, unless the user has set it, and
+# `accumulate`, so many of which make a step. PROCESSES: that the paper had; fewer take their share in several batches.
 # The paper does not scale its learning rate with the batch, so the global batch is part of the recipe.
 share_batch() {
-    local global=$1 processes=$((GPUS * NODES))
-    if [ -n "$BATCH" ]; then
-        ((BATCH * processes == global)) ||
+    local global=$1 papers=$2 processes=$((GPUS * NODES)) share steps=1
+    accumulate=()
+    if [[ $BATCH =~ ^[1-9][0-9]*$ ]]; then
+        ((global % (BATCH * processes))) || steps=$((global / BATCH / processes))
+        ((BATCH * processes * steps == global)) ||
             echo "recipe: note: the global batch is $((BATCH * processes)), the paper's is $global" >&2
+    elif [ -n "$BATCH" ]; then
+        echo "recipe: BATCH is '$BATCH'; give a number from 1, or nothing for the paper's" >&2
+        exit 2
     elif ((global % processes)); then
         echo "recipe: $processes processes cannot share the global batch of $global equally; set BATCH" >&2
         exit 2
     else
-        BATCH=$((global / processes))
+        share=$((global / processes))
+        while ((share % steps || share / steps > global / papers)); do steps=$((steps + 1)); done
+        BATCH=$((share / steps))
+    fi
+    if ((steps > 1)); then
+        accumulate=(--accumulate "$steps")
+        echo "recipe: $processes process(es), the paper had $papers: each step adds up $steps batches of $BATCH" \
+            "(--accumulate $steps), so that the global batch stays $global" >&2
     fi
 }
+accumulate=()
 
 # Usage: fill PATTERN NAME=VALUE...; PATTERN with each {NAME} replaced.
 fill() {
@@ -135,7 +149,7 @@ train() {
     shift 2
     runner=("$PYTHON" scripts/lib/jobs.py --node-rank "$NODE_RANK" -- "$folder")
     launch "$(basename "$folder")" --output-dir "$folder" --resume auto --keep-checkpoints 1 \
-        --seed "$SEED" --batch-size "$BATCH" --epochs "$epochs" "$@"
+        --seed "$SEED" --batch-size "$BATCH" "${accumulate[@]}" --epochs "$epochs" "$@"
     runner=()
 }
 
@@ -149,7 +163,9 @@ launch() {
             --rdzv_backend c10d --rdzv_endpoint "$MASTER" --rdzv_id "$name")
     fi
     local command=("$PYTHON" scripts/lib/torchrun.py "${where[@]}" --nproc_per_node "$GPUS"
-        vision_reference/train.py --data-path "$DATA" --device "$DEVICE" --workers "$WORKERS" "$@")
+        vision_reference/train.py --data-path "$DATA" --device "$DEVICE" --workers "$WORKERS")
+    [ "$DEVICE" = cpu ] || command+=(--require-gpu) # a broken driver does not mean a week on the CPU
+    command+=("$@")
     if [ -n "$DRY_RUN" ]; then
         echo "${command[*]@Q}" | sed -E "s/'([A-Za-z0-9_.,:=/@%+-]+)'/\1/g"
     else

@@ -198,7 +198,8 @@ def test_global_batch_rate_and_warm_up_are_the_papers_on_any_number_of_gpus(scri
     expected_rate = "0.1" if "imagenet" in script else "0.01"
     for launcher, run in commands(script, GPUS=str(gpus), NODES=str(nodes)):
         assert int(launcher["--nproc_per_node"]) == gpus
-        assert int(run["--batch-size"]) * gpus * nodes == global_batch
+        assert int(run["--batch-size"]) * gpus * nodes * int(run.get("--accumulate", 1)) == global_batch
+        assert int(run["--batch-size"]) == min(256, global_batch // (gpus * nodes))  # at a time as in the paper
         assert run["--lr"] == expected_rate
         assert "--scale-lr" not in run
         assert run.get("--lr-warmup-epochs") == ("5" if script == "imagenet/train_student.sh" else None)
@@ -274,8 +275,14 @@ def test_precision_can_be_chosen_and_another_word_is_refused():
 
 
 def test_a_batch_that_differs_from_the_papers_is_said_and_one_that_cannot_be_shared_is_refused():
+    done = recipe("imagenet/train_teacher.sh", DRY_RUN="1", GPUS="2", BATCH="60")
+    assert "the global batch is 120, the paper's is 2048" in done.stderr
     done = recipe("imagenet/train_teacher.sh", DRY_RUN="1", GPUS="2", BATCH="64")
-    assert "the global batch is 128, the paper's is 2048" in done.stderr
+    assert "each step adds up 16 batches of 64 (--accumulate 16), so that the global batch stays 2048" in done.stderr
+    assert "--batch-size 64 --accumulate 16" in done.stdout
+    assert "--require-gpu" in done.stdout
+    done = recipe("imagenet/train_teacher.sh", DRY_RUN="1", BATCH="x")
+    assert (done.returncode, done.stdout) == (2, "")
     done = recipe("imagenet/train_teacher.sh", DRY_RUN="1", GPUS="3")
     assert done.returncode == 2
     assert "3 processes cannot share the global batch of 2048" in done.stderr

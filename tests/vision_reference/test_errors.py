@@ -86,6 +86,24 @@ def test_of_several_processes_the_first_speaks_and_another_one_only_if_it_is_lef
     assert text == ("" if rank == 1 else "train.py: error: one image is broken\n")
 
 
+def test_a_process_whose_peer_is_gone_says_how_to_go_on(capsys, monkeypatch):
+    monkeypatch.setattr("time.sleep", lambda _: None)
+    with pytest.raises(SystemExit) as end:
+        run_command(
+            "train.py", raises(RuntimeError("[pair.cc:534] Connection closed by peer [::1]:40")), go_on="do this"
+        )
+    assert end.value.code == 2
+    text = capsys.readouterr().err
+    assert text == "train.py: error: another process of this run has ended or cannot be reached any more; do this\n"
+
+
+def raises(error):
+    def command():
+        raise error
+
+    return command
+
+
 def test_a_reader_that_goes_away_is_no_error():
     program = "import sys; from vision_reference.errors import run_command\n"
     program += "run_command('train.py', lambda: [print('x' * 100, flush=True) for _ in range(10000)])"

@@ -12,13 +12,21 @@ from vision_reference.arguments import parse_args
 from vision_reference.distillation import distillation_loss
 from vision_reference.errors import UserError
 from vision_reference.losses import kd
-from vision_reference.machine import Rank, choose_device, choose_machine, rank_from_environment, usable_workers
+from vision_reference.machine import (
+    Rank,
+    choose_device,
+    choose_machine,
+    first_machine,
+    rank_from_environment,
+    usable_workers,
+)
 from vision_reference.soft_labels import codec
 
 
 @pytest.fixture(autouse=True)
 def no_launcher(monkeypatch):
-    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "SLURM_PROCID", "SLURM_NTASKS", "MASTER_ADDR"):
+    names = ["RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"]
+    for name in [*names, *(name for name in os.environ if name.startswith("SLURM_"))]:
         monkeypatch.delenv(name, raising=False)
 
 
@@ -184,6 +192,67 @@ def test_the_place_of_a_process_is_what_its_launcher_says(monkeypatch):
     monkeypatch.setenv("RANK", "two")
     with pytest.raises(UserError, match="RANK=two, WORLD_SIZE=3, LOCAL_RANK=2 in the environment are no numbers"):
         rank_from_environment()
+
+
+SRUN = {
+    **{"SLURM_PROCID": "3", "SLURM_LOCALID": "1", "SLURM_STEP_ID": "2", "SLURM_JOB_ID": "1234567"},
+    **{"SLURM_NTASKS": "8", "SLURM_STEP_NUM_TASKS": "4", "SLURM_JOB_NODELIST": "login1"},
+    "SLURM_STEP_NODELIST": "gpu-[007-008,012],big1",
+}
+
+
+def test_the_tasks_of_an_srun_meet_without_being_told_where(monkeypatch):
+    # so that what is put there is gone afterwards
+    for name in ("MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)
+    for name, value in SRUN.items():
+        monkeypatch.setenv(name, value)
+    assert rank_from_environment() == Rank(3, 4, 1)
+    assert os.environ["MASTER_ADDR"] == "gpu-007"
+    port = int(os.environ["MASTER_PORT"])
+    assert 10_000 <= port < 30_000
+    del os.environ["MASTER_PORT"]
+    monkeypatch.setenv("SLURM_STEP_ID", "3")  # another one on the same machines
+    rank_from_environment()
+    assert int(os.environ["MASTER_PORT"]) != port
+    monkeypatch.setenv("MASTER_PORT", "29511")  # what is given stays
+    monkeypatch.setenv("MASTER_ADDR", "10.0.0.1")
+    assert rank_from_environment() == Rank(3, 4, 1)
+    assert (os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"]) == ("10.0.0.1", "29511")
+
+
+@pytest.mark.parametrize("changed", [{"SLURM_STEP_NUM_TASKS": "1"}, {"SLURM_STEP_ID": ""}, {"SLURM_JOB_ID": ""}])
+def test_one_task_and_a_batch_script_are_alone(monkeypatch, changed):
+    for name, value in {**SRUN, **changed}.items():
+        monkeypatch.setenv(name, value)
+    assert rank_from_environment() is None
+    assert "MASTER_ADDR" not in os.environ
+
+
+@pytest.mark.parametrize(
+    ("machines", "first"),
+    [
+        ("node1", "node1"),
+        ("a,b", "a"),
+        ("n[3-5]", "n3"),
+        ("n[03,05-07],m1", "n03"),
+        ("r[1-2]n[04-05]-ib,x", "r1n04-ib"),
+    ],
+)
+def test_the_first_machine_of_slurms_list(machines, first):
+    assert first_machine(machines) == first
+
+
+def test_a_gpu_that_is_required_is_missed_in_one_line(gpus):
+    gpus(0)
+    options = {"amp": False, "amp_dtype": None, "channels_last": None, "require_gpu": True}
+    with pytest.raises(UserError, match=r"--require-gpu: there is no GPU to run on \(torch .*\), or drop it"):
+        choose_machine("cuda", "env://", **options)
+    with pytest.raises(UserError, match="--device cpu was given"):
+        choose_machine("cpu", "env://", **options)
+    gpus(1)
+    assert choose_machine("cuda", "env://", **options).device.type == "cuda"
 
 
 @pytest.fixture

@@ -200,6 +200,8 @@ def test_settings_are_the_words_that_shape_the_result():
     eight = ["python", "-m", "torch.distributed.run", "--nproc_per_node", "8", "x.py", "--batch-size", "256"]
     four = ["python", "scripts/lib/torchrun.py", "--nproc_per_node", "4", "x.py", "--batch-size", "512"]
     assert jobs.settings(eight, Path("a")) == jobs.settings(four, Path("a"))
+    four[-1:] = ["256", "--accumulate", "2", "--require-gpu"]
+    assert jobs.settings(eight, Path("a")) == jobs.settings(four, Path("a"))
 
 
 def test_more_epochs_let_a_finished_run_go_on_and_fewer_do_not(tmp_path):

@@ -1,22 +1,27 @@
 """Runs that are stopped within an epoch go on at the next batch, to the bit, as if they had never been stopped."""
 
+import contextlib
 import json
 import os
 import signal
+import subprocess
 import sys
-import traceback
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
+from vision_reference import train as training
 from vision_reference.errors import UserError
 from vision_reference.machine import Rank
 from vision_reference.networks import by_name, heads
 from vision_reference.networks.checkpoints import checksum, load_checkpoint
 from vision_reference.runs.pauses import Begun, Pauses, pauses
 
+ROOT = Path(__file__).resolve().parents[3]
+WANTED = Pauses.wanted
 MODEL = ["--epochs", "2", "--lr", "0.01"]
 
 
@@ -32,24 +37,23 @@ def small_networks(monkeypatch):
     monkeypatch.setattr(heads, "check_input_sizes", lambda *_: None)
 
 
+def stop_after(update, number=signal.SIGTERM):
+    """Have this process send itself a signal before the update of that number is over, counted from the run's first."""
+    updates = [0]
+
+    def wanted(self):
+        updates[0] += 1
+        if updates[0] == update:
+            os.kill(os.getpid(), number)
+        return WANTED(self)
+
+    Pauses.wanted = wanted
+
+
 @pytest.fixture
 def stopped_after():
-    """Sends this process a signal before the update with the number given is over, counted from the run's first."""
-
-    def stop(update, number=signal.SIGTERM):
-        updates = [0]
-
-        def wanted(self):
-            updates[0] += 1
-            if updates[0] == update:
-                os.kill(os.getpid(), number)
-            return asked_first(self)
-
-        Pauses.wanted = wanted
-
-    asked_first = Pauses.wanted
-    yield stop
-    Pauses.wanted = asked_first
+    yield stop_after
+    Pauses.wanted = WANTED
 
 
 def results(folder):
@@ -145,47 +149,50 @@ def dies_after(update):
     return wanted
 
 
-def in_two_processes(run):
-    """``run(rank)`` in two forked processes that torchrun might have started; their exit statuses."""
-    port = os.getpid() % 20_000 + 20_000
+# Starts three runs of two processes each, forked by a process of its own, which no test before has given threads.
+PAIRS = """
+import os, sys
+from vision_reference import errors, train
+from vision_reference.networks import by_name, heads
+from vision_reference.runs.pauses import Pauses
+sys.path.insert(0, {folder!r})
+from test_pauses import network_with_dropout, stop_after
+
+by_name.build_model, heads.check_input_sizes = network_with_dropout, lambda *_: None
+for number, (update, *flags) in enumerate({runs!r}):
     children = []
     for rank in range(2):
         child = os.fork()
         if child == 0:
-            status = 70
-            try:
-                signal.alarm(120)  # rather than to wait for each other for ever
-                torch.set_num_threads(1)
-                os.environ |= {"RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_RANK": str(rank), "MASTER_PORT": str(port)}
-                os.environ |= {"MASTER_ADDR": "127.0.0.1", "LOCAL_WORLD_SIZE": "2"}
-                status = run(rank)
-            except BaseException:
-                traceback.print_exc()
-            finally:
-                sys.stdout.flush()
-                sys.stderr.flush()
-                os._exit(status)
-        children.append(child)
-    return [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
-
-
-def test_all_processes_stop_after_the_same_batch(train, stopped_after, tmp_path):
-    flags = [*MODEL, "--batch-size", "8", "--model-ema", "--model-ema-steps", "1"]
-
-    def run(folder, *more, update=0, expect=0):
-        def one(rank):
+            os.environ |= dict(RANK=str(rank), WORLD_SIZE="2", LOCAL_RANK=str(rank), LOCAL_WORLD_SIZE="2")
+            os.environ |= dict(MASTER_ADDR="127.0.0.1", MASTER_PORT=str({port} + number))
             if rank == 1:  # one alone is told
-                stopped_after(update)
-            train(*flags, "--output-dir", tmp_path / folder, *more, expect=expect)
-            return expect
+                stop_after(update)
+            try:
+                errors.run_command("train.py", lambda: train.main(train.parse_args(flags)))
+            except SystemExit as end:
+                os._exit(end.code)
+            os._exit(0)
+        children.append(child)
+    print([os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children], flush=True)
+"""
 
-        return in_two_processes(one)
 
-    assert run("straight") == [0, 0]
-    assert run("stopped", update=2, expect=143) == [143, 143]
-    within = load_checkpoint(tmp_path / "stopped/within_epoch.pth")["within"]
-    assert within["images"] == 3 * 16
-    assert run("stopped", "--resume", "auto") == [0, 0]
+def test_all_processes_stop_after_the_same_batch(train, tmp_path):
+    flags = [*train.flags, *MODEL, "--batch-size", "8", "--model-ema", "--model-ema-steps", "1", "--output-dir"]
+    stopped = [*flags, str(tmp_path / "stopped")]
+    runs = [(0, *flags, str(tmp_path / "straight")), (2, *stopped), (0, *stopped, "--resume", "auto")]
+    script = PAIRS.format(folder=str(Path(__file__).parent), runs=runs, port=os.getpid() % 10_000 + 15_000)
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    statuses = [line for line in done.stdout.splitlines() if line.startswith("[")]
+    assert statuses == ["[0, 0]", "[143, 143]", "[0, 0]"], done.stdout + done.stderr
+    assert "after 48 of the 83 images of epoch 1" in done.stderr
     assert results(tmp_path / "stopped") == results(tmp_path / "straight")
 
 
@@ -220,3 +227,22 @@ def test_handlers_are_put_back():
         os.kill(os.getpid(), signal.SIGTERM)  # the last one counts
         assert noted.wanted() == signal.SIGTERM
     assert signal.getsignal(signal.SIGUSR1) == before
+
+
+@pytest.mark.parametrize("after", ["checkpoint.pth", "best.pth", "model_1.pth"])
+def test_a_run_killed_between_its_last_files_makes_them_up(after, train, monkeypatch, tmp_path):
+    """The third run of a folder has nothing left to do but this."""
+    train(*MODEL, "--lr", "0", "--output-dir", tmp_path / "straight")
+    real = training.atomic_copy
+
+    def dies(source, target):
+        if target.name != after and load_checkpoint(source)["epoch"] == 1:
+            raise KeyError("killed")
+        real(source, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(training, "atomic_copy", dies)
+        with contextlib.suppress(KeyError):
+            train(*MODEL, "--lr", "0", "--output-dir", tmp_path / "killed")
+    assert "nothing to do" in train(*MODEL, "--lr", "0", "--output-dir", tmp_path / "killed", "--resume", "auto")
+    assert results(tmp_path / "killed") == results(tmp_path / "straight")
