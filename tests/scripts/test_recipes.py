@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 # The paper's values, written down once more from its table; flags without a value are True.
-SGD = {"--opt": "sgd", "--momentum": "0.9", "--lr-scheduler": "steplr", "--lr-gamma": "0.1"}
+SGD = {"--require-gpu": True, "--opt": "sgd", "--momentum": "0.9", "--lr-scheduler": "steplr", "--lr-gamma": "0.1"}
 IMAGENET_TEACHER = {
     **SGD,
     "--model": "resnet50",
