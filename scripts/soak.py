@@ -234,6 +234,11 @@ def files_in(folder: Path, pattern: re.Pattern | None = None) -> dict[str, tuple
     return found
 
 
+def _sizes(folder: Path) -> dict[str, int]:
+    """The files below ``folder`` but for logs; copies that are made anew are as large as before."""
+    return {name: size for name, (_, size, _) in files_in(folder, _LOGS).items()}
+
+
 def marked(token: str) -> list[int]:
     """The processes that a run has started, itself included, in whichever session."""
     found, wanted = [], f"{_TOKEN}={token}\0".encode()
@@ -372,7 +377,7 @@ def disturb(kind: Kind, folder: Path, normal: Undisturbed, each: int, rng: rando
             if kind.own_statuses and not how.startswith("SIGKILL"):
                 number = getattr(signal, how)
                 if status == -number:
-                    ended = files_in(folder / "out", _LOGS)
+                    ended = _sizes(folder / "out")
                 elif status != 128 + number:
                     raise _Finding(f"{how} ended it with status {status}, not {128 + number}: {attempt.last_line()}")
             if kind.patient and (left := wait_for_end(attempt.token)):
@@ -381,7 +386,7 @@ def disturb(kind: Kind, folder: Path, normal: Undisturbed, each: int, rng: rando
             raise _Finding(f"attempt {len(kills) + 1} ended with status {status}: {attempt.last_line()}")
         if left := wait_for_end(attempt.token, 10):
             raise _Finding(f"{len(left)} processes were left behind")
-        if ended not in (None, files_in(folder / "out", _LOGS)):
+        if ended not in (None, _sizes(folder / "out")):
             raise _Finding("a signal ended it in the middle of its work as if it knew none")
     except _Finding as finding:
         return kills, str(finding)
