@@ -136,9 +136,13 @@ def _speaks_for_all(error: BaseException) -> bool:
     """Whether this process of several says why the run ends.
 
     The first does. Another one may be alone with its mistake (an image that only it reads): if nobody has ended it
-    after a while, it is.
+    after a while, it is. Of a process that is lost on another machine, the first on each of the others speaks at once:
+    torchrun may lose sight of the others at the same moment, and end without a word that tells.
     """
     lost = isinstance(error, RuntimeError) and bool(_LOST.search(str(error)))
+    machines = os.environ.get("LOCAL_WORLD_SIZE", "1") != os.environ.get("WORLD_SIZE", "1")
+    if lost and machines and os.environ.get("LOCAL_RANK", "0") == "0":
+        return True
     if os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")) == "0" and not lost:
         return True
     if isinstance(error, KeyboardInterrupt | Terminated):

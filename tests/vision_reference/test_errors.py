@@ -97,6 +97,16 @@ def test_a_process_whose_peer_is_gone_says_how_to_go_on(capsys, monkeypatch):
     assert text == "train.py: error: another process of this run has ended or cannot be reached any more; do this\n"
 
 
+def test_of_a_lost_process_the_first_of_each_other_machine_speaks_though_torchrun_ends_it(capsys, monkeypatch):
+    monkeypatch.setattr("time.sleep", lambda _: os.kill(os.getpid(), signal.SIGTERM))
+    lost = RuntimeError("Connection closed by peer")
+    for local, machine in ((0, 2), (1, 2), (0, 4)):
+        for name, value in (("RANK", 2), ("WORLD_SIZE", 4), ("LOCAL_RANK", local), ("LOCAL_WORLD_SIZE", machine)):
+            monkeypatch.setenv(name, str(value))
+        _, text = end_of(lost, capsys)
+        assert ("cannot be reached" in text) == (local == 0 and machine == 2)
+
+
 def raises(error):
     def command():
         raise error
