@@ -12,6 +12,7 @@ import contextlib
 import fcntl
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -164,6 +165,13 @@ def train_sentencepiece(files: list[Path], prefix: Path, settings: VocabSettings
         )
     except (RuntimeError, OSError) as error:
         reason = " ".join(str(error).split())
+        if most := re.search(r"too high.* <= (\d+)", reason):
+            # With as many pieces as there can be, most occur once; a tenth is a start from which the advice is sound.
+            start = max(round(int(most[1]) / 10, -2), 100)
+            raise UserError(
+                f"this text has {int(most[1]):,} {settings.model_type} pieces at most, not {settings.vocab_size:,}; "
+                f"try --vocab-size {min(start, int(most[1])):.0f}: then it is said which size would fit better"
+            ) from None
         raise UserError(
             f"sentencepiece cannot learn {settings.vocab_size} {settings.model_type} pieces from this text: {reason}"
         ) from None

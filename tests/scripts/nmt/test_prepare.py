@@ -146,7 +146,7 @@ def test_mistakes_are_told_in_one_line(tmp_path, text, refused):
         "prepare.py", *arguments(text, out, "--valid", "val")
     )
     too_many = refused("prepare.py", *arguments(text, out, "--vocab-size", "5000", "--model-type", "bpe"))
-    assert "sentencepiece cannot learn 5000 bpe pieces from this text: " in too_many
+    assert "pieces at most, not 5,000; try --vocab-size " in too_many
     assert "character-coverage 2.0 is outside 0.9 to 1.0" in refused(
         "prepare.py", *arguments(text, out, "--character-coverage", "2")
     )
