@@ -455,7 +455,7 @@ def test_scaled_learning_rate_is_linear_in_the_global_batch():
         ("--lr-scheduler poly", "unknown --lr-scheduler 'poly'; allowed: steplr, multisteplr, cosineannealinglr, exp"),
         ("--opt lion", "unknown optimizer 'lion'; allowed: sgd"),
         ("--resume nowhere.pth", "no file 'nowhere.pth'"),
-        ("--init-weights nowhere.pth", "no checkpoint file 'nowhere.pth'"),
+        ("--init-weights nowhere.pth", "there is no file 'nowhere.pth', nor is it a name such as"),
         ("--weights ResNet18_Weights.NONE", "torchvision has no weights 'ResNet18_Weights.NONE'"),
         ("--weights ResNet50_Weights.IMAGENET1K_V1", "are not weights of resnet18"),
         ("--model vit_b_16", "takes 224x224 images only, not 32x32"),

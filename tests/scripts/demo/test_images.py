@@ -2,6 +2,7 @@
 stands for the trainings; tests/scripts/test_study.py has a real one."""
 
 import json
+import re
 import sys
 
 import pytest
@@ -83,7 +84,8 @@ def test_summary_table_and_page_and_nothing_is_repeated(demo, tmp_path, capsys):
 def test_a_failing_run_is_told_in_one_line_with_its_log(demo, capsys):
     assert demo(fails="resnet18") == 1
     complaint = capsys.readouterr().err.splitlines()
-    assert complaint[0].startswith("demo: teacher_alpha0_seed0 failed (exit status 1): the reason; see ")
+    # Of two that run side by side either may be the first to fail.
+    assert re.match(r"demo: teacher_alpha0(\.1)?_seed0 failed \(exit status 1\): the reason; see ", complaint[0])
     assert complaint[-1] == "demo: 14 more jobs depend on these and were not run"
 
 
