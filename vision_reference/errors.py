@@ -94,7 +94,8 @@ def run_command(name: str, command: Callable[[], object], *, go_on: str = "", de
     try:
         with _sigterm_raises():
             command()
-    except (Exception, KeyboardInterrupt, Terminated) as error:
+    except (Exception, KeyboardInterrupt, Terminated) as caught:
+        error = _behind(caught)
         status, line = _ending(error, go_on)
         if status is None:  # nobody's mistake but ours
             raise
@@ -105,6 +106,14 @@ def run_command(name: str, command: Callable[[], object], *, go_on: str = "", de
         if isinstance(error, BrokenPipeError):  # Python would try to write what is left, and fail again
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(status)
+
+
+def _behind(error: BaseException) -> BaseException:
+    """Ctrl-C or SIGTERM where it is what ``error`` came of: torch.save, interrupted, fails at closing its archive."""
+    cause: BaseException | None = error
+    while isinstance(cause, RuntimeError):
+        cause = cause.__context__
+    return cause if isinstance(cause, KeyboardInterrupt | Terminated) else error
 
 
 def _ending(error: BaseException, go_on: str) -> tuple[int | None, str]:

@@ -673,7 +673,8 @@ def train(args: argparse.Namespace, machine: Machine, tracking: Tracking) -> Non
     if checkpoint:
         resume(learner, checkpoint, str(source), args, teachers, rank)
         start_epoch, best = checkpoint["epoch"] + 1, checkpoint["best"]
-        if rank.is_main and source and source.resolve() == (output / "checkpoint.pth").resolve():
+        own_last = source is not None and source.resolve() == (output / "checkpoint.pth").resolve()
+        if rank.is_main and own_last and not goes_back(output, start_epoch):
             spread(output, start_epoch - 1, args.keep_checkpoints, is_best=best["epoch"] == start_epoch - 1)
     if start_epoch >= args.epochs:
         why = f"{source} has all" if checkpoint else f"--start-epoch {start_epoch} leaves none of"

@@ -1,6 +1,7 @@
 """How a command ends: one line and a status that tells, whatever a user, a disk or a signal may cause."""
 
 import errno
+import io
 import os
 import signal
 import subprocess
@@ -9,7 +10,7 @@ import sys
 import pytest
 import torch
 
-from vision_reference.errors import UserError, run_command
+from vision_reference.errors import Terminated, UserError, run_command
 
 
 def end_of(error, capsys, **options):
@@ -57,6 +58,24 @@ def test_debug_shows_the_traceback_before_the_line(capsys):
 def test_a_fault_of_our_own_keeps_its_traceback():
     with pytest.raises(ZeroDivisionError):
         run_command("train.py", lambda: 1 / 0)
+
+
+@pytest.mark.parametrize(("stop", "status"), [(KeyboardInterrupt, 130), (Terminated, 143)])
+@pytest.mark.parametrize("write", [1, 2, 5])
+def test_a_stop_while_torch_saves_is_a_stop(stop, status, write, capsys):
+    class Interrupted(io.BytesIO):
+        writes = 0
+
+        def write(self, data):
+            self.writes += 1
+            if self.writes == write:
+                raise stop
+            return super().write(data)
+
+    with pytest.raises(SystemExit) as end:
+        run_command("train.py", lambda: torch.save({"weight": torch.zeros(9999)}, Interrupted()))
+    assert end.value.code == status
+    assert capsys.readouterr().err.startswith("train.py: stopped by ")
 
 
 def test_sigterm_lets_files_be_cleaned_up_and_is_told(capsys):

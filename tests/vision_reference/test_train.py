@@ -705,3 +705,17 @@ def test_help_and_mistakes_are_answered_without_importing_torch():
         done = subprocess.run([sys.executable, "-c", program, *flags], capture_output=True, text=True, cwd=ROOT)
         assert done.stdout.splitlines()[-1] == "False"
         assert done.returncode == (0 if flags == ["--help"] else 2)
+
+
+def test_a_fault_in_training_ends_the_process_though_workers_wait(train, tmp_path):
+    script = f"""
+import vision_reference.train as training
+
+training.distillation_loss = lambda *_, **__: 1 / 0
+training.main(training.parse_args({[*train.flags, "--workers", "1", "--output-dir", str(tmp_path)]!r}))
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=100, check=False
+    )
+    assert done.returncode == 1, done.stderr
+    assert done.stderr.splitlines()[-1] == "ZeroDivisionError: division by zero"

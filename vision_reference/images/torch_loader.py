@@ -1,5 +1,7 @@
 """Batches of images that are decoded and augmented by torchvision in worker processes."""
 
+import atexit
+import multiprocessing
 import signal
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -167,3 +169,11 @@ def _begin_worker(_: int) -> None:
     # These end when the training tells them to, or is no more.
     for number in (signal.SIGTERM, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)
+
+
+@atexit.register
+def _end_workers() -> None:
+    # Those that an error has left behind. Python sends them SIGTERM, and would then wait for them for ever.
+    for process in multiprocessing.active_children():
+        if process.daemon:
+            process.kill()

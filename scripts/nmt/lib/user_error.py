@@ -22,7 +22,10 @@ def run_cli(name: str, main: Callable[[], None]) -> None:
     try:
         main()
         sys.stdout.flush()
-    except (UserError, OSError, MemoryError, KeyboardInterrupt) as problem:
+    except (UserError, OSError, MemoryError, KeyboardInterrupt, RuntimeError) as caught:
+        problem = _behind(caught)
+        if isinstance(problem, RuntimeError):  # nobody's mistake but ours
+            raise
         if debug:
             traceback.print_exc()
         status, line = _told(problem)
@@ -41,6 +44,14 @@ class _Terminated(KeyboardInterrupt):
 
 def _terminated(number: int, frame: object) -> None:
     raise _Terminated
+
+
+def _behind(problem: BaseException) -> BaseException:
+    """Ctrl-C or SIGTERM where it is what `problem` came of: torch.save, interrupted, fails at closing its archive."""
+    cause: BaseException | None = problem
+    while isinstance(cause, RuntimeError):
+        cause = cause.__context__
+    return cause if isinstance(cause, KeyboardInterrupt) else problem
 
 
 def _told(problem: BaseException) -> tuple[int, str]:

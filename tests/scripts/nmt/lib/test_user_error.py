@@ -1,5 +1,6 @@
 """How a command of the translation scripts ends."""
 
+import io
 import os
 import signal
 import subprocess
@@ -7,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from scripts.nmt.lib.user_error import UserError, run_cli
 
@@ -35,6 +37,19 @@ def test_what_ends_a_command_is_one_line_and_a_status(capsys):
     # what is wrong with the program itself keeps its traceback
     with pytest.raises(ZeroDivisionError):
         run_cli("x.py", lambda: 1 / 0)
+
+
+def test_a_stop_while_torch_saves_is_a_stop(capsys):
+    class Interrupted(io.BytesIO):
+        def write(self, data):
+            raise KeyboardInterrupt
+
+    with pytest.raises(SystemExit) as end:
+        run_cli("x.py", lambda: torch.save({"weight": torch.zeros(9999)}, Interrupted()))
+    assert end.value.code == 130
+    assert capsys.readouterr().err == "x.py: interrupted; run the same command again to go on\n"
+    with pytest.raises(RuntimeError, match="another"):
+        run_cli("x.py", lambda: (_ for _ in ()).throw(RuntimeError("another")))
 
 
 def test_sigterm_ends_a_command_with_status_143(capsys):
