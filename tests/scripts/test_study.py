@@ -14,7 +14,7 @@ from vision_reference.errors import UserError
 
 DIGITS = (CONFIGS / "digits.yaml").read_text()
 SHIPPED = ["cifar10", "cifar100", "cub", "digits", "imagenet"]
-SHIPPED += ["iwslt", "multi30k", "multi30k_sequences", "phrases", "tiny_imagenet_40"]
+SHIPPED += ["cifar100_16px", "iwslt", "multi30k", "multi30k_sequences", "phrases", "tiny_imagenet_40"]
 
 
 def planned(text, tmp_path, **options):
