@@ -40,6 +40,8 @@ _LOST = re.compile(
     re.IGNORECASE | re.DOTALL,
 )
 
+_WORKER_DIED = re.compile(r"DataLoader worker \(pid.*(killed by signal|exited unexpectedly)", re.DOTALL)
+
 
 class UserError(Exception):
     """A mistake of the user's, told in one line: what was given, what is allowed, what to do.
@@ -130,6 +132,9 @@ def _ending(error: BaseException, go_on: str) -> tuple[int | None, str]:
         return 141, ""
     if isinstance(error, MemoryError) or "OutOfMemory" in type(error).__name__ or "can't allocate memory" in str(error):
         return 2, f"error: out of memory; lower --batch-size, --workers or the sizes of the images{after}"
+    if isinstance(error, RuntimeError) and _WORKER_DIED.search(str(error)):
+        hint = "lower --workers or --batch-size, or give the container more (docker run --shm-size 8g)"
+        return 2, f"error: a loader worker has died, as where memory or space in /dev/shm runs out; {hint}{after}"
     if isinstance(error, RuntimeError) and _LOST.search(str(error)):
         return 2, f"error: another process of this run has ended or cannot be reached any more{after}"
     if isinstance(error, OSError):

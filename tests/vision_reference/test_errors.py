@@ -41,6 +41,12 @@ def end_of(error, capsys, **options):
          "error: out of memory; lower --batch-size, --workers or the sizes of the images; do this"),
         (RuntimeError("[enforce fail at alloc_cpu.cpp:117] DefaultCPUAllocator: can't allocate memory: you tried"), 2,
          "error: out of memory; lower --batch-size, --workers or the sizes of the images; do this"),
+        (RuntimeError("DataLoader worker (pid 17682) is killed by signal: Killed. "), 2,
+         "error: a loader worker has died, as where memory or space in /dev/shm runs out; lower --workers or "
+         "--batch-size, or give the container more (docker run --shm-size 8g); do this"),
+        (RuntimeError("DataLoader worker (pid(s) 17806) exited unexpectedly"), 2,
+         "error: a loader worker has died, as where memory or space in /dev/shm runs out; lower --workers or "
+         "--batch-size, or give the container more (docker run --shm-size 8g); do this"),
         (KeyboardInterrupt(), 130, "stopped by Ctrl-C; do this"),
     ],
 )  # fmt: skip

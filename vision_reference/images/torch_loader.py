@@ -173,7 +173,9 @@ def _begin_worker(_: int) -> None:
 
 @atexit.register
 def _end_workers() -> None:
-    # Those that an error has left behind. Python sends them SIGTERM, and would then wait for them for ever.
+    # Those that an error has left behind. Python sends them SIGTERM, and would then wait for them for ever. torch takes
+    # the end of a worker for a fault of its own.
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     for process in multiprocessing.active_children():
         if process.daemon:
             process.kill()
