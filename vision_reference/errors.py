@@ -133,8 +133,8 @@ def _ending(error: BaseException, go_on: str) -> tuple[int | None, str]:
     if isinstance(error, MemoryError) or "OutOfMemory" in type(error).__name__ or "can't allocate memory" in str(error):
         return 2, f"error: out of memory; lower --batch-size, --workers or the sizes of the images{after}"
     if isinstance(error, RuntimeError) and _WORKER_DIED.search(str(error)):
-        hint = "lower --workers or --batch-size, or give the container more (docker run --shm-size 8g)"
-        return 2, f"error: a loader worker has died, as where memory or space in /dev/shm runs out; {hint}{after}"
+        remedy = "lower --workers or --batch-size, or give the container more (docker run --shm-size 8g)"
+        return 2, f"error: a loader worker has died, as where memory or space in /dev/shm runs out; {remedy}{after}"
     if isinstance(error, RuntimeError) and _LOST.search(str(error)):
         return 2, f"error: another process of this run has ended or cannot be reached any more{after}"
     if isinstance(error, OSError):
