@@ -1,8 +1,10 @@
 """A mistake with two processes: the command's line, once and first; through our torchrun nothing but it."""
 
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -36,3 +38,34 @@ def test_other_ends_keep_their_status(tmp_path, program, status):
     done = torchrun(ROOT / "scripts" / "lib" / "torchrun.py", script=[tmp_path / "program.py"])
     assert done.returncode == status
     assert ("Signal 9" in done.stderr) == (status == 137)
+
+
+PROGRAM = """
+import os, signal, sys, time
+signal.signal(signal.{name}, lambda *_: sys.exit(128 + signal.{name}))
+open(sys.argv[1] + os.environ["RANK"], "w").close()
+time.sleep(60)
+"""
+
+
+@pytest.mark.parametrize(("name", "status"), [("SIGUSR1", 138), ("SIGTERM", 143)])
+def test_a_signal_reaches_the_processes_and_their_end_is_its_own(tmp_path, name, status):
+    (tmp_path / "program.py").write_text(PROGRAM.format(name=name))
+    command = [sys.executable, ROOT / "scripts" / "lib" / "torchrun.py", "--standalone", "--nproc-per-node", "2"]
+    command += [tmp_path / "program.py", tmp_path / "begun"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    with subprocess.Popen(list(map(str, command)), env=environment, stderr=subprocess.PIPE, text=True) as process:
+        while len(list(tmp_path.glob("begun*"))) < 2:
+            assert process.poll() is None
+            time.sleep(0.1)
+        process.send_signal(getattr(signal, name))
+        _, printed = process.communicate(timeout=60)
+    assert (process.returncode, printed) == (status, "")
+
+
+def test_a_warning_before_there_are_processes_ends_it():
+    told = "from scripts.lib import torchrun as t; import os, signal; from torch.distributed import run\n"
+    told += "run.run = lambda _: os.kill(os.getpid(), signal.SIGUSR1); t.main(['x.py'])"
+    done = subprocess.run([sys.executable, "-c", told], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 138
+    assert done.stderr == "torchrun: stopped by SIGUSR1 before the processes were started\n"
