@@ -10,7 +10,7 @@ import os
 import tempfile
 import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -21,20 +21,32 @@ from .errors import UserError
 def atomic_file(path: Path) -> Iterator[BinaryIO]:
     """A file to write, which takes the place of what `path` held, in one step and on the disk, when the block ends.
 
-    An error or a kill leaves the old file whole; a kill also leaves a hidden `.NAME.*.partial` beside it.
+    An error or a kill leaves the old file whole; a kill also leaves a hidden `.NAME.*.partial` beside it, for
+    `remove_partials`.
     """
     handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".partial", dir=path.parent)
     try:
         with os.fdopen(handle, "wb") as file:
+            _lock(handle)
             yield file
             file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o666 & ~_umask())
-        os.replace(temporary, path)
+            os.fsync(handle)
+            os.chmod(temporary, 0o666 & ~_umask())
+            os.replace(temporary, path)
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise
     sync_folder(path.parent)
+
+
+def remove_partials(folder: Path, *names: str) -> None:
+    """Remove what killed processes left of the files `names` (patterns) in `folder`, not what is being written now."""
+    for name in names:
+        for leftover in folder.glob(f".{name}.*.partial"):
+            # it may be gone or have taken its place meanwhile, or be another user's
+            with suppress(FileNotFoundError, PermissionError), leftover.open("r+b") as file:
+                if _lock(file.fileno()):
+                    leftover.unlink()
 
 
 def write_atomically(path: Path, content: bytes) -> None:
@@ -155,9 +167,17 @@ def writing_to(folder: Path, flag: str) -> Iterator[None]:
 def lock_file(path: Path) -> int | None:
     """Open `path` and lock it until the descriptor returned is closed or the process ends; None if another has it."""
     handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+    if _lock(handle):
+        return handle
+    os.close(handle)
+    return None
+
+
+def _lock(handle: int) -> bool:
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        os.close(handle)
-        return None
-    return handle
+        return False
+    except OSError:  # a file system that knows no locks
+        pass
+    return True
