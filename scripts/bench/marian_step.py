@@ -16,12 +16,13 @@ included.
 """
 
 import argparse
+import json
 import multiprocessing
 import re
 import sys
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,8 @@ from torch import Tensor
 from fairseq_plugins.losses.fused import fused_distil
 from fairseq_plugins.losses.soft_labels import SoftLabels, TopKLogits
 from fairseq_plugins.teachers.store import encode
-from scripts.bench.timing import spread, timed
+from scripts.bench.timing import spread, this_machine, timed
+from vision_reference.analysis.flags import new_file
 
 ROOT = Path(__file__).resolve().parents[2]
 KD_WEIGHT, LABEL_SMOOTHING, PAD, TOP_K = 0.9, 0.1, 0, 8
@@ -174,6 +176,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="a model of one layer and 500 entries, 3 rounds")
     parser.add_argument("--rounds", type=int, metavar="N", help="(default: 7; --quick: 3)")
+    parser.add_argument("--json", type=new_file, metavar="FILE", help="write setting and every single measurement here")
     args = parser.parse_args()
     size, rounds = (QUICK, args.rounds or 3) if args.quick else (FULL, args.rounds or 7)
     if rounds < 1:
@@ -200,6 +203,9 @@ def main() -> None:
             f"| {way} | {time['median']:.3f} | {time['min']:.3f} to {time['max']:.3f} | {ratio:.2f} | "
             f"{memory[way] / 1e6:,.0f} | {memory[way] / memory[BASELINE]:.2f} |"
         )
+    if args.json:
+        record = {"machine": this_machine(), "size": asdict(size), "seconds": seconds, "bytes": memory}
+        args.json.write_text(json.dumps(record, indent=1) + "\n")
 
 
 if __name__ == "__main__":

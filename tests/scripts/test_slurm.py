@@ -37,7 +37,7 @@ def submit(tmp_path):
         path = os.pathsep.join((str(tmp_path / "bin"), str(Path(sys.executable).parent), os.environ["PATH"]))
         environment = {**os.environ, "PATH": path, "OMP_NUM_THREADS": "1", "SLURM_JOB_ID": "4711", **settings}
         command = ["bash", SCRIPT, *map(str, arguments)]
-        done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=120)
+        done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=300)
         calls = [(tmp_path / name).read_text() if (tmp_path / name).exists() else "" for name in commands]
         return done, *calls
 
