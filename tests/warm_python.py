@@ -42,6 +42,7 @@ def run(request: dict, environment: dict[str, str]) -> None:
     """The command, in a process of its own; its exit status is the process's."""
     os.environ.clear()
     os.environ.update(environment)
+    sys.path[1:1] = filter(None, environment.get("PYTHONPATH", "").split(os.pathsep))
     os.chdir(request["cwd"])
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     output = os.open(request["output"], os.O_WRONLY | os.O_APPEND)
