@@ -38,7 +38,7 @@ if not __package__:  # run as a file: the root of the clone takes the place of i
 from scripts.lib.jobs import commit, cores, now
 from scripts.nmt.lib.recipe import expert_command, filled, student_command
 from vision_reference.errors import UserError, run_command
-from vision_reference.files import atomic_file, journal_line, read_journal, try_lock, write_through
+from vision_reference.files import journal_line, read_journal, try_lock, write_atomically, write_through
 
 ROOT = Path(__file__).resolve().parents[1]
 MARK = "soak.json"  # the folder of a soak is known by it
@@ -479,8 +479,7 @@ class Soak:
         elif any(folder.iterdir()):
             raise UserError(f"{folder} holds other files; give a new folder")
         else:
-            with atomic_file(folder / MARK) as file:
-                file.write(json.dumps(facts).encode())
+            write_atomically(folder / MARK, json.dumps(facts).encode())
         self._journal = (folder / "journal.jsonl").open("ab", buffering=0)
         if not try_lock(self._journal):
             raise UserError(f"another soak is running in {folder}")
@@ -503,8 +502,7 @@ class Soak:
                 send(marked(attempt.token), signal.SIGKILL)
             if attempt.process.wait():
                 raise UserError(f"an undisturbed {name} failed: {attempt.last_line()}; see {folder}/print.txt")
-            with atomic_file(facts) as file:
-                file.write(json.dumps(vars(seen)).encode())
+            write_atomically(facts, json.dumps(vars(seen)).encode())
         return Undisturbed(**json.loads(facts.read_text()))
 
     def disturbed(self, name: str, each: int) -> dict:
@@ -642,8 +640,7 @@ def main() -> None:
         for name in ("early", "late"):
             print(", ".join(f"{key} {value}" for key, value in report["steps"][name].items()))
     if args.json:
-        with atomic_file(args.json.absolute()) as file:
-            file.write((json.dumps(report, indent=1) + "\n").encode())
+        write_atomically(args.json.absolute(), (json.dumps(report, indent=1) + "\n").encode())
     if any(row["found"] for row in rows.values()):
         sys.exit(1)
 

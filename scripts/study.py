@@ -41,7 +41,7 @@ from scripts.studies.tracking import set_environment, with_tracking
 from vision_reference.analysis.flags import path
 from vision_reference.arguments import add_track
 from vision_reference.errors import Parser, UserError, run_command
-from vision_reference.files import atomic_file
+from vision_reference.files import write_atomically
 
 MARK = "study.json"  # the folder of a study is known by it
 
@@ -210,8 +210,7 @@ def failed(plan: list[Planned]) -> list[dict[str, Any]]:
 
 
 def write(path: Path, text: str) -> None:
-    with atomic_file(path) as file:
-        file.write(text.encode())
+    write_atomically(path, text.encode())
 
 
 def write_results(plan: list[Planned], output: Path) -> None:

@@ -14,10 +14,10 @@ from torch import Tensor, nn
 
 from vision_reference.losses.kd import KdLoss, kl
 from vision_reference.losses.labels import label_loss, labelled_loss
-from vision_reference.machine import move_network
+from vision_reference.losses.wide import average
+from vision_reference.machine import Machine, move_network
 from vision_reference.networks.folding import fold_batch_norms
 from vision_reference.networks.full_batches import FullBatches
-from vision_reference.soft_labels.codec import average
 
 
 class Losses(NamedTuple):
@@ -104,6 +104,14 @@ class Teacher:
         self._forward = FullBatches(torch.compile(self.model)) if compile else self.model
         self._autocast = autocast
 
+    @classmethod
+    def on(
+        cls, machine: Machine, model: nn.Module, *, compile: bool, renormalize: tuple[Tensor, Tensor] | None
+    ) -> "Teacher":
+        """A teacher that runs where and as the student does."""
+        place = machine.device, machine.memory_format, machine.autocast
+        return cls(model, *place, compile=compile, renormalize=renormalize)
+
     def __call__(self, images: Tensor) -> Tensor:
         """Logits (B, K) for ``images`` (B, C, H, W)."""
         with torch.inference_mode(), self._autocast():
@@ -127,7 +135,7 @@ class Teachers:
         self.device = teachers[0].device
 
     def __call__(self, images: Tensor) -> Tensor:
-        """Logits (B, K) for ``images`` (B, C, H, W): see ``codec.average``."""
+        """Logits (B, K) for ``images`` (B, C, H, W): see ``losses.wide.average``."""
         with torch.inference_mode():
             return average([teacher(images) for teacher in self.teachers], self.temperature)
 

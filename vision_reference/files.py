@@ -37,6 +37,12 @@ def atomic_file(path: Path) -> Iterator[BinaryIO]:
     sync_folder(path.parent)
 
 
+def write_atomically(path: Path, content: bytes) -> None:
+    """Put ``content`` in place of what ``path`` held: see ``atomic_file``."""
+    with atomic_file(path) as file:
+        file.write(content)
+
+
 def atomic_copy(source: Path, target: Path) -> None:
     """Let ``target`` hold what ``source`` holds, in one step: a copy of its own, so that damage to one is not to both.
 

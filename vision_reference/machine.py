@@ -1,5 +1,6 @@
 """Where a run computes: device, precision, memory layout, and the processes that share the work."""
 
+import argparse
 import ctypes
 import faulthandler
 import os
@@ -56,6 +57,18 @@ class Machine:
     memory_format: torch.memory_format
     amp_dtype: torch.dtype
     autocast: Callable[[], AbstractContextManager]
+
+    @classmethod
+    def of(cls, args: argparse.Namespace) -> "Machine":
+        """What the flags ask for, see ``choose_machine``."""
+        return choose_machine(
+            args.device,
+            args.dist_url,
+            amp=args.amp,
+            amp_dtype=args.amp_dtype,
+            channels_last=args.channels_last,
+            require_gpu=args.require_gpu,
+        )
 
 
 def choose_machine(

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from vision_reference.distillation import Losses
 from vision_reference.images.folders import UNLABELLED
+from vision_reference.losses.wide import widest_type
 from vision_reference.machine import gather_objects, sum_over_ranks
-from vision_reference.soft_labels.codec import widest_type
 
 
 def correct_in_top(logits: Tensor, labels: Tensor, k: int) -> Tensor:

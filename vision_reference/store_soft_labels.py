@@ -40,15 +40,15 @@ from vision_reference.distillation import Teacher
 from vision_reference.images.batch import Batch, Loader
 from vision_reference.images.presets import chosen
 from vision_reference.images.samplers import ViewBatchSampler, view_seed
-from vision_reference.machine import Rank, barrier, choose_machine, from_main
+from vision_reference.machine import Machine, Rank, barrier, from_main
 from vision_reference.networks.heads import check_input_sizes
 from vision_reference.networks.teachers import hash_weights, read_teacher
 from vision_reference.progress import progress
 from vision_reference.soft_labels.codec import encode, error_rows, error_sums, error_table
 from vision_reference.soft_labels.provenance import describe_data, pixel_flags, versions
-from vision_reference.soft_labels.store import BLOCK, FORMAT, Block, Store, read_plan, record_types
+from vision_reference.soft_labels.store import BLOCK, FORMAT, Block, Store, read_plan, record_types, sizes
 from vision_reference.soft_labels.stored_teachers import check_belongs
-from vision_reference.soft_labels.writer import Writer, sizes
+from vision_reference.soft_labels.writer import Writer
 
 # How far a logit may be off, as a share of the largest one (at least 1): float16 keeps 2**-11 of a number; other batch
 # sizes, devices and TF32 cost about as much again; bf16 keeps 2**-8, in every layer.
@@ -60,14 +60,7 @@ Show = Callable[[Parts, Callable[[int, int], int]], Loader]
 
 def main(args: argparse.Namespace) -> None:
     """Store, or go on storing, and check."""
-    machine = choose_machine(
-        args.device,
-        args.dist_url,
-        amp=args.amp,
-        amp_dtype=args.amp_dtype,
-        channels_last=args.channels_last,
-        require_gpu=args.require_gpu,
-    )
+    machine = Machine.of(args)
     rank, folder = machine.rank, Path(args.output_dir)
     folder.mkdir(parents=True, exist_ok=True)  # --skip-unreadable reports into it
     data = list_samples(Source.of(args), rank)
@@ -83,29 +76,24 @@ def main(args: argparse.Namespace) -> None:
     writer = None
     if rank.is_main:
         precision = "fp32" if not args.amp else "bf16" if machine.amp_dtype == torch.bfloat16 else "fp16"
-        weights = hash_weights(trained.network)
-        plan = make_plan(
-            folder,
-            teacher={"arch": args.teacher, "weights_sha256": weights, "precision": precision},
-            data=describe_data(samples, classes),
-            pixels=pixel_flags(vars(args)),
-            views={"count": args.views, "seed": args.seed},
-            labels={"top_k": args.top_k, "temperatures": args.temperatures if args.top_k else []},
-            same_views_as=Path(args.same_views_as) if args.same_views_as else None,
-        )
-        writer = Writer(folder, {**plan, "label_smoothing": trained.label_smoothing})
+        weights, pixels = hash_weights(trained.network), pixel_flags(vars(args))
+        about = {"data": describe_data(samples, classes), "pixels": pixels}
+        plan = {
+            "format": FORMAT,
+            "teacher": {"arch": args.teacher, "weights_sha256": weights, "precision": precision},
+            **about,
+            "views": choose_views(folder, {"count": args.views, "seed": args.seed}, args.same_views_as, **about),
+            "labels": {"top_k": args.top_k, "temperatures": args.temperatures if args.top_k else []},
+            "block": BLOCK,
+            "versions": versions(pixels["loader"]),
+            "label_smoothing": trained.label_smoothing,
+        }
+        writer = Writer(folder, plan)
     told = from_main((writer.plan, writer.whole, writer.done) if writer else None)
     assert told is not None, "the first process has a writer"
     plan, whole, done = told
     look, reading = Look.of(args), Reading.of(args, machine.device, machine.memory_format)
-    teacher = Teacher(
-        trained.network,
-        machine.device,
-        machine.memory_format,
-        machine.autocast,
-        compile=args.compile,
-        renormalize=trained.renormalize,
-    )
+    teacher = Teacher.on(machine, trained.network, compile=args.compile, renormalize=trained.renormalize)
 
     def show(parts: Parts, seed: Callable[[int, int], int]) -> Loader:
         return view_loader(samples, ViewBatchSampler(parts, args.batch_size, seed), look, reading)
@@ -123,36 +111,24 @@ def main(args: argparse.Namespace) -> None:
             sys.exit(1)
 
 
-def make_plan(
-    folder: Path, *, teacher: dict, data: dict, pixels: dict, views: dict, labels: dict, same_views_as: Path | None
-) -> dict:
-    """The manifest but for checksums and errors: what is to be stored in ``folder``, from what.
+def choose_views(folder: Path, asked: dict, same_as: str | None, *, data: dict, pixels: dict) -> dict:
+    """The views to store in ``folder``: their ``count``, and the ``seed`` of all.
 
     Args:
-        views: ``count`` and ``seed``; None where not given: those of what the folder holds already, or of a new store.
-        same_views_as: another store, whose views are taken.
+        asked: both; None where not given: those of what the folder holds already, or of a new store.
+        same_as: another store, whose views are taken.
 
     Raises:
         UserError: that is a store of other data or pixels.
     """
-    plan: dict = {
-        "format": FORMAT,
-        "teacher": teacher,
-        "data": data,
-        "pixels": pixels,
-        "views": views,
-        "labels": labels,
-    }
-    plan |= {"block": BLOCK, "versions": versions(pixels["loader"])}
-    if same_views_as:
-        other = Store(same_views_as)
+    if same_as:
+        other = Store(Path(same_as))
         check_belongs(other, data, pixels)
         if other.pixels != pixels:
             raise UserError(f"{other.folder} was stored with --loader {other.pixels['loader']}; give it")
-        return {**plan, "views": other.manifest["views"]}
-    found = read_plan(folder) or {"views": {"count": 1, "seed": secrets.randbelow(2**31)}}
-    given = {name: value for name, value in views.items() if value is not None}
-    return {**plan, "views": {**found["views"], **given}}
+        return other.manifest["views"]
+    found = read_plan(folder).get("views") or {"count": 1, "seed": secrets.randbelow(2**31)}
+    return {**found, **{name: value for name, value in asked.items() if value is not None}}
 
 
 def store(writer: Writer, teacher: Teacher, show: Show, rank: Rank, *, batch_size: int, done: Collection[int]) -> None:
@@ -195,7 +171,9 @@ def make_block(
     views["seed"] = [view_seed(plan["views"]["seed"], block.view, index) for index in range(block.start, block.stop)]
     errors, place = np.zeros(()), 0
     for images, geometry, _ in shown:
-        logits = _encodable(teacher(images).float())
+        logits = teacher(images).float()
+        if logits.device.type == "mps":  # what follows takes float64, which Apple's GPUs do not have
+            logits = logits.cpu()
         if not logits.isfinite().all():
             raise UserError("the teacher's logits are not finite; its weights are damaged, or --amp does not suit it")
         errors = errors + error_sums(logits, labels["top_k"]).numpy()
@@ -205,11 +183,6 @@ def make_block(
         for name, part in encode(logits, labels["top_k"], labels["temperatures"]).items():
             stored[name][rows] = part.cpu().numpy()
     return records, errors
-
-
-def _encodable(logits: torch.Tensor) -> torch.Tensor:
-    """Logits where they can be encoded, which takes float64: Apple's GPUs have none."""
-    return logits.cpu() if logits.device.type == "mps" else logits
 
 
 def check(stored: Store, teacher: Teacher, show: Show, count: int) -> bool:

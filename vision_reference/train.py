@@ -59,11 +59,11 @@ from vision_reference.loaders import SoftLabelLoader, TaughtBatch, TeacherLoader
 from vision_reference.losses.by_name import parse_kd_loss
 from vision_reference.losses.kd import KdLoss
 from vision_reference.losses.labels import label_loss
+from vision_reference.losses.wide import widest_type
 from vision_reference.machine import (
     Machine,
     Rank,
     barrier,
-    choose_machine,
     from_main,
     gather_objects,
     memory_in_use,
@@ -80,7 +80,6 @@ from vision_reference.runs.folder import begin_epochs, goes_back, open_run_folde
 from vision_reference.runs.metrics_file import MetricsFile
 from vision_reference.runs.pauses import SAVE, Begun, Pauses, pauses
 from vision_reference.runs.tracking import Tracking
-from vision_reference.soft_labels.codec import widest_type
 from vision_reference.soft_labels.provenance import describe_data, pixel_flags
 from vision_reference.soft_labels.stored_teachers import open_soft_labels
 
@@ -450,16 +449,7 @@ def add_teachers(
         for note in trained.notes:
             machine.rank.say(note)
         known.append({"arch": name, "source": weights, "weights_sha256": hash_weights(trained.network)})
-        teachers.append(
-            Teacher(
-                trained.network,
-                machine.device,
-                machine.memory_format,
-                machine.autocast,
-                compile=args.compile,
-                renormalize=trained.renormalize,
-            )
-        )
+        teachers.append(Teacher.on(machine, trained.network, compile=args.compile, renormalize=trained.renormalize))
     assert not isinstance(loader, SoftLabelLoader | TeacherLoader), "parse_args lets nobody give two kinds of teacher"
     ensemble = teachers[0] if len(teachers) == 1 else Teachers(teachers, args.kd_temperature)
     return TeacherLoader(loader, ensemble, look_ahead=args.look_ahead), known
@@ -773,14 +763,7 @@ def train_epochs(
 
 def main(args: argparse.Namespace) -> None:
     """Train, or with ``--test-only`` evaluate."""
-    machine = choose_machine(
-        args.device,
-        args.dist_url,
-        amp=args.amp,
-        amp_dtype=args.amp_dtype,
-        channels_last=args.channels_last,
-        require_gpu=args.require_gpu,
-    )
+    machine = Machine.of(args)
     if args.test_only:
         return evaluate_checkpoint(args, machine)
     output = Path(args.output_dir)

@@ -58,7 +58,7 @@ from vision_reference.images.torch_loader import TorchvisionLoader
 from vision_reference.learner import build_learner
 from vision_reference.loaders import SoftLabelLoader, TeacherLoader
 from vision_reference.losses.kd import kd_divergence
-from vision_reference.machine import choose_machine
+from vision_reference.machine import Machine
 from vision_reference.networks.by_name import build_model
 from vision_reference.soft_labels.codec import REPORTED, encode, error_rows
 from vision_reference.soft_labels.store import BLOCK, FORMAT, Store, record_types
@@ -125,9 +125,7 @@ def turns(setting: Setting, student: str, store: Store, device: str, amp: bool) 
     flags += ["--amp"] if amp else []
     args = parse_training_flags(flags)
     taught = parse_training_flags([*flags, "--soft-labels", "stored", "--kd-temperature", str(TEMPERATURE)])
-    machine = choose_machine(
-        args.device, args.dist_url, amp=args.amp, amp_dtype=args.amp_dtype, channels_last=args.channels_last
-    )
+    machine = Machine.of(args)
     torch.manual_seed(0)
     dataset, layout = FewImages(setting), machine.memory_format
     normalize = Normalize(PRESETS["imagenet"].mean, PRESETS["imagenet"].std, machine.device)

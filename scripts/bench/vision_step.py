@@ -59,7 +59,7 @@ from vision_reference.images.torch_loader import TorchvisionLoader
 from vision_reference.learner import build_learner
 from vision_reference.loaders import TeacherLoader
 from vision_reference.losses.kd import kd_divergence
-from vision_reference.machine import choose_machine
+from vision_reference.machine import Machine
 from vision_reference.networks.by_name import build_model
 from vision_reference.train import train_one_epoch
 
@@ -97,9 +97,7 @@ def turns(setting: Setting, device: str, amp: bool) -> dict[str, Callable[[], ob
     ]
     flags += ["--teacher", TEACHER, "--teacher-weights", "random", "--kd-temperature", str(TEMPERATURE)]
     args = parse_training_flags(flags)
-    machine = choose_machine(
-        args.device, args.dist_url, amp=args.amp, amp_dtype=args.amp_dtype, channels_last=args.channels_last
-    )
+    machine = Machine.of(args)
     torch.manual_seed(0)
     dataset = ImagesInMemory(setting)
     normalize = Normalize(PRESETS["imagenet"].mean, PRESETS["imagenet"].std, machine.device)

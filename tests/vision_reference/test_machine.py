@@ -12,6 +12,7 @@ from vision_reference.arguments import parse_args
 from vision_reference.distillation import distillation_loss
 from vision_reference.errors import UserError
 from vision_reference.losses import kd
+from vision_reference.losses.wide import widest_type
 from vision_reference.machine import (
     Rank,
     choose_device,
@@ -20,7 +21,6 @@ from vision_reference.machine import (
     rank_from_environment,
     usable_workers,
 )
-from vision_reference.soft_labels import codec
 
 
 @pytest.fixture(autouse=True)
@@ -134,8 +134,8 @@ def test_apples_gpus_train_without_float64(name, monkeypatch):
 
 
 def test_the_widest_type_is_the_devices():
-    assert codec.widest_type(torch.device("mps")) == torch.float32
-    assert {codec.widest_type(torch.device(kind)) for kind in ("cpu", "cuda")} == {torch.float64}
+    assert widest_type(torch.device("mps")) == torch.float32
+    assert {widest_type(torch.device(kind)) for kind in ("cpu", "cuda")} == {torch.float64}
 
 
 def test_gpus_that_are_not_there_are_refused(gpus, monkeypatch):

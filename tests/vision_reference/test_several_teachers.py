@@ -8,9 +8,9 @@ from vision_reference.errors import UserError
 from vision_reference.images.batch import Batch
 from vision_reference.images.presets import PRESETS
 from vision_reference.losses.kd import LOSSES, kd_divergence, standardized
+from vision_reference.losses.wide import average
 from vision_reference.machine import Machine, Rank
 from vision_reference.networks.by_name import build_model
-from vision_reference.soft_labels.codec import average
 from vision_reference.train import add_teachers
 
 CPU = torch.device("cpu")

@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from vision_reference.files import atomic_file
+from vision_reference.files import atomic_file, write_atomically
 
 # Okabe and Ito 2008, dark to light in grey: blue, vermilion, green, orange, purple, sky blue, black.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#E69F00", "#CC79A7", "#56B4E9", "#000000")
@@ -116,5 +116,4 @@ def save_table(path: Path, head: Sequence[str], rows: Iterable[Sequence]) -> Non
 def save_text(path: Path, text: str) -> None:
     """Write ``text`` to ``path``, whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_file(path) as file:
-        file.write(text.encode())
+    write_atomically(path, text.encode())

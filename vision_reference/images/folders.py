@@ -11,7 +11,7 @@ from typing import overload
 import numpy as np
 
 from vision_reference.errors import UserError, some
-from vision_reference.files import atomic_file, cache_file
+from vision_reference.files import cache_file, write_atomically
 
 Sample = tuple[str, int]
 UNLABELLED = -1  # the label of an image without one
@@ -92,8 +92,7 @@ def image_folder(root: Path, *, cache: bool = False) -> tuple[Samples, list[str]
     if cache:
         text = json.dumps([(os.path.relpath(path, root), label) for path, label in samples])
         index.parent.mkdir(parents=True, exist_ok=True)
-        with atomic_file(index) as file:
-            file.write(text.encode())
+        write_atomically(index, text.encode())
     return samples, folders
 
 

@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from vision_reference.errors import UserError
-from vision_reference.files import atomic_file, cache_file
+from vision_reference.files import cache_file, write_atomically
 from vision_reference.images.decoding import read_image
 from vision_reference.images.folders import Sample, Samples
 from vision_reference.machine import Rank, from_main, gather_objects
@@ -44,8 +44,7 @@ def readable_samples(
     unwanted = {path for part in gather_objects(broken) for path in part}
     if rank.is_main:
         known.parent.mkdir(parents=True, exist_ok=True)
-        with atomic_file(known) as file:
-            file.write(json.dumps(sorted(unwanted)).encode())
+        write_atomically(known, json.dumps(sorted(unwanted)).encode())
     return Samples(sample for sample in samples if sample[0] not in unwanted)
 
 

@@ -27,7 +27,8 @@ from torch import Tensor
 
 from vision_reference.errors import UserError
 from vision_reference.losses.labels import loss_type
-from vision_reference.soft_labels.codec import NOTHING, widest_type
+from vision_reference.losses.wide import widest_type
+from vision_reference.soft_labels.codec import NOTHING
 
 KdLoss = Callable[[Tensor, Tensor, Tensor, float], Tensor]
 
@@ -35,7 +36,7 @@ KdLoss = Callable[[Tensor, Tensor, Tensor, float], Tensor]
 def kd_divergence(student_logits: Tensor, teacher_logits: Tensor, temperature: float) -> Tensor:
     """``T^2 * KL(softmax(teacher / T) || softmax(student / T))``, mean over the batch.
 
-    The arithmetic is done in float64 (``codec.widest_type``) whatever the inputs' type: the divergence shrinks as
+    The arithmetic is done in float64 (``wide.widest_type``) whatever the inputs' type: the divergence shrinks as
     1 / T^2 while its terms do not, so that at T = 64 float32 keeps two or three digits of it. On (batch, classes) this
     costs nothing beside a forward pass.
 

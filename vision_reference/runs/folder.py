@@ -27,7 +27,7 @@ from typing import TextIO
 import torch
 
 from vision_reference.errors import UserError, some
-from vision_reference.files import atomic_file, remove_partials, try_lock
+from vision_reference.files import remove_partials, try_lock, write_atomically
 from vision_reference.networks.checkpoints import WITHIN_EPOCH
 from vision_reference.networks.description import made_here
 from vision_reference.runs.metrics_file import last_epoch
@@ -127,8 +127,7 @@ def _refuse_another_runs_results(folder: Path, resume: str) -> None:
 
 
 def _write_json(path: Path, content: dict) -> None:
-    with atomic_file(path) as file:
-        file.write((json.dumps(content, indent=1) + "\n").encode())
+    write_atomically(path, (json.dumps(content, indent=1) + "\n").encode())
 
 
 def _now() -> str:

@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from vision_reference.files import atomic_file
+from vision_reference.files import write_atomically
 
 
 class MetricsFile:
@@ -18,8 +18,7 @@ class MetricsFile:
     def __init__(self, path: Path, start_epoch: int) -> None:
         self.path = path
         kept = [line for line in _lines(path) if -1 < epoch_of(line) < start_epoch]
-        with atomic_file(path) as file:
-            file.write("".join(line + "\n" for line in kept).encode())
+        write_atomically(path, "".join(line + "\n" for line in kept).encode())
 
     def append(self, record: dict) -> None:
         """Add the record of an epoch."""

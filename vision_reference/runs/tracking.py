@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from vision_reference.errors import UserError
-from vision_reference.files import atomic_file
+from vision_reference.files import write_atomically
 
 PACKAGES = {"tensorboard": "tensorboard", "wandb": "wandb", "mlflow": "mlflow"}  # --track to what it imports
 STATE = "tracking.json"
@@ -95,8 +95,7 @@ class Tracking:
             if service.identity:
                 known[name] = service.identity
             print(f"tracked by {name}: {service.place}", flush=True)
-        with atomic_file(folder / STATE) as file:
-            file.write((json.dumps(known) + "\n").encode())
+        write_atomically(folder / STATE, (json.dumps(known) + "\n").encode())
 
     def log(self, record: Mapping[str, float]) -> None:
         """The record of an epoch, as ``metrics.jsonl`` has it."""

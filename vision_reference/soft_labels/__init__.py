@@ -1,1 +1,1 @@
-"""A teacher's answers, stored once: format, writer, reader. Imports `images`, `machine`, `errors`, `files`."""
+"""A teacher's answers, stored once. Imports `errors`, `files`, `images`, `losses.wide`, `machine`."""

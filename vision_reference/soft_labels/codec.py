@@ -19,11 +19,6 @@ _LOWEST_HALF = -65504.0
 NOTHING = -1e30  # logit of what has no probability; finite, so that 0 times it is 0
 
 
-def widest_type(device: torch.device) -> torch.dtype:
-    """The type to compute losses and sums in: float64, or float32 on Apple's GPUs, which have nothing wider."""
-    return torch.float32 if device.type == "mps" else torch.float64
-
-
 def encode(logits: Tensor, top_k: int | None, temperatures: Sequence[float]) -> dict[str, Tensor]:
     """What is stored of ``logits`` (B, K): the dict of ``logits`` and, with ``top_k``, ``indices`` and ``rest``.
 
@@ -77,22 +72,15 @@ def decode(
     return torch.cat([decoded, temperature * rest.double().unsqueeze(1)], dim=1) if tail == "bucket" else decoded
 
 
-def average(answers: Sequence[Tensor], temperature: float) -> Tensor:
-    """Logits (B, K) whose softmax at ``temperature`` is the mean of those of ``answers``: an ensemble's; float64.
+def error_rows(classes: int, top_k: int | None) -> dict[str, tuple[int | None, str]]:
+    """The rows of ``error_sums``, what is stored and then what other k would give: name to k and tail.
 
-    One answer is returned as it is. The logarithm of the mean is taken without leaving logarithms, so that what every
-    teacher believes next to impossible keeps its logit instead of underflowing to a probability of 0.
+    Of the tails those that are distributions over the classes, which bucket is not.
     """
-    if len(answers) == 1:
-        return answers[0]
-    wide = widest_type(answers[0].device)
-    lprobs = torch.stack([torch.log_softmax(answer.to(wide) / temperature, dim=1) for answer in answers])
-    return temperature * (lprobs.logsumexp(dim=0) - math.log(len(answers)))
-
-
-def error_rows(classes: int, top_k: int | None) -> list[str]:
-    """Names of the rows of ``error_sums``: what is stored, then what other k would give."""
-    return [name for name, _, _ in _rows(classes, top_k)]
+    kept = {} if top_k is None else {"stored": top_k}
+    kept |= {f"top-{k}": k for k in _CANDIDATES if k < classes and k != top_k}
+    rows: dict[str, tuple[int | None, str]] = {} if top_k is not None else {"stored": (None, TAILS[0])}
+    return rows | {f"{name} {tail}": (k, tail) for name, k in kept.items() for tail in TAILS[:2]}
 
 
 def error_sums(logits: Tensor, top_k: int | None) -> Tensor:
@@ -110,12 +98,13 @@ def error_sums(logits: Tensor, top_k: int | None) -> Tensor:
     """
     classes, sums = logits.shape[1], []
     teacher = [torch.log_softmax(logits.double() / temperature, dim=1) for temperature in REPORTED]
-    for _, k, tail in _rows(classes, top_k):
+    for k, tail in error_rows(classes, top_k).values():
         parts = encode(logits, k, REPORTED)
-        kept, indices = parts["logits"], parts.get("indices")
         for number, temperature in enumerate(REPORTED):
             rest = parts["rest"][:, number] if k else None
-            rebuilt = decode(kept, indices, rest, classes=classes, temperature=temperature, tail=tail)
+            rebuilt = decode(
+                parts["logits"], parts.get("indices"), rest, classes=classes, temperature=temperature, tail=tail
+            )
             rebuilt = torch.log_softmax(rebuilt.double() / temperature, dim=1)
             given, found = (rebuilt, teacher[number]) if tail == "drop" else (teacher[number], rebuilt)
             sums.append(F.kl_div(found, given, reduction="sum", log_target=True))
@@ -130,11 +119,3 @@ def error_table(rows: Mapping[str, Sequence[float]], images: int) -> str:
         f"{'':<16}" + "".join(f"{f'T = {temperature:g}':>12}" for temperature in REPORTED),
     ]
     return "\n".join(head + [f"{name:<16}" + "".join(f"{value:>12.3g}" for value in row) for name, row in rows.items()])
-
-
-def _rows(classes: int, top_k: int | None) -> list[tuple[str, int | None, str]]:
-    """Name, k and tail of each row; of the tails those that are distributions over the classes, which bucket is not."""
-    others = [(f"top-{k}", k) for k in _CANDIDATES if k < classes and k != top_k]
-    kept = [("stored", top_k)] * (top_k is not None) + others
-    whole: list[tuple[str, int | None, str]] = [("stored", None, TAILS[0])] * (top_k is None)
-    return whole + [(f"{name} {tail}", k, tail) for name, k in kept for tail in TAILS[:2]]

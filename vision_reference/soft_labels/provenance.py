@@ -4,6 +4,7 @@ import hashlib
 import os
 from collections.abc import Mapping, Sequence
 from importlib import metadata
+from itertools import compress
 
 from vision_reference.errors import UserError
 from vision_reference.images.presets import PRESETS
@@ -68,24 +69,20 @@ def describe_data(samples: Sequence[tuple[str, int]], classes: Sequence[str]) ->
     Raises:
         UserError: a file is gone.
     """
-    digest, unlabelled = hashlib.sha256(), 0
+    digest, labelled = hashlib.sha256(), [label >= 0 for _, label in samples]
     try:
-        for without in (False, True):
-            paths = [path for path, label in samples if (label < 0) is without]
-            if not paths:
-                continue
-            unlabelled = len(paths) if without else 0
-            first, last = os.path.dirname(min(paths)), os.path.dirname(max(paths))
-            root = os.path.commonpath([first, last])  # so it is that of all
-            for path, label in samples:
-                if (label < 0) is without:
-                    line = f"{path[len(root) :]}\0{os.stat(path).st_size}\0{label}\n"
-                    digest.update(line.encode(errors="surrogateescape"))
+        for kind in sorted(set(labelled), reverse=True):
+            part = list(compress(samples, (one is kind for one in labelled)))
+            # common to the first and the last in alphabetical order, so it is to all
+            root = os.path.commonpath([os.path.dirname(end(part)[0]) for end in (min, max)])
+            for path, label in part:
+                line = f"{path[len(root) :]}\0{os.stat(path).st_size}\0{label}\n"
+                digest.update(line.encode(errors="surrogateescape"))
     except OSError as error:
         raise UserError(f"cannot read {error.filename} ({error.strerror})") from None
     return {
         "images": len(samples),
-        "unlabelled": unlabelled,
+        "unlabelled": labelled.count(False),
         "classes": len(classes),
         "class_names": list(classes),
         "sha256": digest.hexdigest(),

@@ -17,6 +17,7 @@ import zlib
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -61,28 +62,29 @@ def record_types(plan: dict) -> dict[str, np.dtype]:
     return dict(zip(FILES, (_VIEW, np.dtype(fields)), strict=True))
 
 
-class Files:
+def sizes(plan: dict) -> dict[str, int]:
+    """Bytes of both files of a store."""
+    rows = plan["views"]["count"] * plan["data"]["images"]
+    return {name: rows * kind.itemsize for name, kind in record_types(plan).items()}
+
+
+def open_files(folder: Path, plan: dict) -> dict[str, np.memmap]:
     """Both files of a store as (M, N) records, to read.
 
     Raises:
         UserError: a file is missing or has another size than ``plan`` says.
     """
+    for name, expected in sizes(plan).items():
+        size = (folder / name).stat().st_size if (folder / name).is_file() else 0
+        if size != expected:
+            raise UserError(_damaged(folder, f"{name} has {size} bytes instead of {expected}"))
+    shape = plan["views"]["count"], plan["data"]["images"]
+    return {name: np.memmap(folder / name, kind, mode="r", shape=shape) for name, kind in record_types(plan).items()}
 
-    def __init__(self, folder: Path, plan: dict) -> None:
-        shape = plan["views"]["count"], plan["data"]["images"]
-        for name, kind in record_types(plan).items():
-            path, expected = folder / name, shape[0] * shape[1] * kind.itemsize
-            size = path.stat().st_size if path.is_file() else 0
-            if size != expected:
-                raise UserError(_damaged(folder, f"{name} has {size} bytes instead of {expected}"))
-        self.views, self.labels = (
-            np.memmap(folder / name, kind, mode="r", shape=shape) for name, kind in record_types(plan).items()
-        )
 
-    def checksums(self, block: Block) -> dict[str, int]:
-        """CRC-32 of a block's bytes in either file."""
-        parts = (part[block.view, block.start : block.stop].view(np.uint8) for part in (self.views, self.labels))
-        return {name: zlib.crc32(part.data) for name, part in zip(FILES, parts, strict=True)}
+def checksums(files: dict[str, np.memmap], block: Block) -> dict[str, int]:
+    """CRC-32 of a block's bytes in each file."""
+    return {name: zlib.crc32(part[block.view, block.start : block.stop].data) for name, part in files.items()}
 
 
 class Store:
@@ -105,26 +107,27 @@ class Store:
     """
 
     def __init__(self, folder: Path) -> None:
-        self.folder, self.manifest = folder, read_manifest(folder)
+        if not (folder / MANIFEST).is_file():
+            begun = any((folder / name).is_file() for name in FILES)
+            what = "is unfinished; run store_soft_labels.py again, it goes on" if begun else "holds no soft labels"
+            raise UserError(f"{folder} {what} (no {MANIFEST})")
+        self.folder, self.manifest = folder, read_plan(folder)
         try:
-            data, labels, checksums = (self.manifest[name] for name in ("data", "labels", "checksums"))
+            data, labels, sums = (self.manifest[name] for name in ("data", "labels", "checksums"))
             self.classes, self.images, self.count = data["classes"], data["images"], self.manifest["views"]["count"]
             self.top_k, self.temperatures = labels["top_k"], [float(one) for one in labels["temperatures"]]
             self.errors = {str(name): [float(one) for one in row] for name, row in self.manifest["errors"].items()}
-            self._files = Files(folder, self.manifest)
-            self.views, self.labels = self._files.views, self._files.labels
+            self._files = open_files(folder, self.manifest)
+            self.views, self.labels = self._files.values()
             self.blocks = all_blocks(self.manifest)
-            pairs = zip(*(checksums[name] for name in FILES), strict=True)
-            self._checksums = [dict(zip(FILES, pair, strict=True)) for pair in pairs]
-            if len(self._checksums) != len(self.blocks) or not 0 < (self.top_k or 1) <= self.classes:
-                raise ValueError
+            self._checksums = [dict(zip(FILES, pair, strict=True)) for pair in zip(*map(sums.get, FILES), strict=True)]
             self.arch, self.precision = (str(self.manifest["teacher"][name]) for name in ("arch", "precision"))
             self.label_smoothing = float(self.manifest.get("label_smoothing", 0.0))
             self.pixels, self.versions = dict(self.manifest["pixels"]), dict(self.manifest["versions"])
             self.class_names, self.sha256 = data.get("class_names"), str(data["sha256"])
-            if self.class_names is not None and [str(name) for name in self.class_names] != self.class_names:
-                raise ValueError
-            if not isinstance(self.manifest["views"]["seed"], int):
+            names_are_texts = self.class_names is None or list(map(str, self.class_names)) == self.class_names
+            fits = len(self._checksums) == len(self.blocks) and 0 < (self.top_k or 1) <= self.classes
+            if not (names_are_texts and fits and isinstance(self.manifest["views"]["seed"], int)):
                 raise ValueError
         except (ValueError, KeyError, TypeError, AttributeError, OverflowError):
             raise UserError(_damaged(folder, f"{MANIFEST} is no manifest of these files")) from None
@@ -132,7 +135,7 @@ class Store:
     def damage(self, blocks: Sequence[Block]) -> str | None:
         """One line about the first of ``blocks`` whose bytes are not those that were written, None where all are."""
         with ThreadPoolExecutor(_THREADS) as pool:
-            for block, found in zip(blocks, pool.map(self._files.checksums, blocks), strict=True):
+            for block, found in zip(blocks, pool.map(partial(checksums, self._files), blocks), strict=True):
                 if found != self._checksums[block.number]:
                     place = f"images {block.start} to {block.stop - 1} of view {block.view}"
                     return _damaged(self.folder, f"{place} are not as they were written")
@@ -149,35 +152,22 @@ class Store:
         return decode(logits, chosen, rest, classes=self.classes, temperature=temperature, tail=tail)
 
 
-def read_manifest(folder: Path) -> dict:
-    """Content of a store's manifest.
-
-    Raises:
-        UserError: there is none, or as ``read_plan``.
-    """
-    if not (folder / MANIFEST).is_file():
-        unfinished = any((folder / name).is_file() for name in FILES)
-        what = "is unfinished; run store_soft_labels.py again, it goes on" if unfinished else "holds no soft labels"
-        raise UserError(f"{folder} {what} (no {MANIFEST})")
-    return read_plan(folder) or {}
-
-
-def read_plan(folder: Path) -> dict | None:
-    """What the store in ``folder``, finished or not, is made from: its manifest or plan; None where there is none.
+def read_plan(folder: Path) -> dict:
+    """What the store in ``folder``, finished or not, is made from: its manifest or plan; empty where there is none.
 
     Raises:
         UserError: it is not as it was written, or of another format.
     """
-    name = next((name for name in (MANIFEST, PLAN) if (folder / name).is_file()), None)
-    if name is None:
-        return None
-    try:
-        plan = unseal(folder / name)
-    except (OSError, ValueError) as error:
-        raise UserError(_damaged(folder, f"{name} is damaged ({error})")) from None
-    if plan.get("format") != FORMAT:
-        raise UserError(_damaged(folder, f"{name} has format {plan.get('format')}, not '{FORMAT}'"))
-    return plan
+    for name in (MANIFEST, PLAN):
+        if (folder / name).is_file():
+            try:
+                plan = unseal(folder / name)
+            except (OSError, ValueError) as error:
+                raise UserError(_damaged(folder, f"{name} is damaged ({error})")) from None
+            if plan.get("format") != FORMAT:
+                raise UserError(_damaged(folder, f"{name} has format {plan.get('format')}, not '{FORMAT}'"))
+            return plan
+    return {}
 
 
 def _damaged(folder: Path, what: str) -> str:

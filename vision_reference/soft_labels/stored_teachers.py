@@ -1,31 +1,33 @@
 """Stored teachers: the stores that a training run learns from, found to be about what it trains on."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from torch import Tensor
 
 from vision_reference.errors import UserError
+from vision_reference.losses.wide import average
 from vision_reference.machine import Rank, gather_objects
-from vision_reference.soft_labels.codec import TAILS, average
+from vision_reference.soft_labels.codec import TAILS
 from vision_reference.soft_labels.provenance import check_pixels, versions
 from vision_reference.soft_labels.store import Store
 
 
+@dataclass(frozen=True)
 class SoftLabels:
     """The stored teachers of one run: one, or several whose probabilities are averaged.
 
-    Args:
+    Attributes:
         stores: of the same views.
         temperature: T of the distillation.
         tail: one of ``codec.TAILS``.
     """
 
-    def __init__(self, stores: Sequence[Store], temperature: float, tail: str) -> None:
-        self.stores = stores
-        self.temperature = temperature
-        self.tail = tail
+    stores: Sequence[Store]
+    temperature: float
+    tail: str
 
     @property
     def views(self) -> np.memmap:

@@ -7,7 +7,7 @@ block without a line counts as missing. The manifest comes last; then plan, jour
 
 import os
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import BinaryIO
@@ -15,8 +15,17 @@ from typing import BinaryIO
 import numpy as np
 
 from vision_reference.errors import UserError
-from vision_reference.files import atomic_file, journal_line, read_journal, seal, share_lock, try_lock, write_through
-from vision_reference.soft_labels.store import FILES, MANIFEST, PLAN, Block, Files, all_blocks, read_plan, record_types
+from vision_reference.files import (
+    journal_line,
+    read_journal,
+    seal,
+    share_lock,
+    try_lock,
+    write_atomically,
+    write_through,
+)
+from vision_reference.soft_labels import store
+from vision_reference.soft_labels.store import FILES, MANIFEST, PLAN, Block
 
 _JOURNALS, _LOCKS = "journal-*.jsonl", "lock*"  # earlier versions had a lock for each process
 # What two runs must have in common to work on one store; versions may differ.
@@ -45,7 +54,7 @@ class Writer(ExitStack):
 
     def __init__(self, folder: Path, plan: dict, number: int = 0) -> None:
         super().__init__()
-        self.folder, self.plan, self.blocks = folder, plan, all_blocks(plan)
+        self.folder, self.plan, self.blocks = folder, plan, store.all_blocks(plan)
         self.done: set[int] = set()
         self.whole = False
         self._files: list[BinaryIO] = []
@@ -79,7 +88,7 @@ class Writer(ExitStack):
                 if not any(path.match(pattern) for pattern in (*own, _LOCKS, "*.partial", "unreadable_*")):
                     raise UserError(f"{self.folder} holds other files ({path.name}); give a new or empty --output-dir")
             self._lock(first=True)
-        found = read_plan(self.folder)
+        found = store.read_plan(self.folder)
         if found and (difference := _difference(found, {name: self.plan[name] for name in _SAME})):
             raise UserError(
                 f"{self.folder} holds a store with {difference}; give another --output-dir, or delete this one"
@@ -87,10 +96,9 @@ class Writer(ExitStack):
         if (self.folder / MANIFEST).is_file():
             _clean(self.folder)
             return True
-        if found:
-            self.plan = found
-        else:
-            self._replace(PLAN, seal(self.plan))
+        if not found:
+            write_atomically(self.folder / PLAN, seal(self.plan))
+        self.plan = found or self.plan
         self._lay_out()
         return False
 
@@ -99,14 +107,16 @@ class Writer(ExitStack):
 
         Blocks that an earlier run wrote count if they read back as they were written.
         """
-        for name, size in sizes(self.plan).items():
+        for name, size in store.sizes(self.plan).items():
             with (self.folder / name).open("ab") as file:
                 os.posix_fallocate(file.fileno(), 0, size)
-        files = Files(self.folder, self.plan)
-        good = [one for one in self._journals() if files.checksums(self.blocks[one["block"]]) == one["checksums"]]
+        files = store.open_files(self.folder, self.plan)
+        good = [
+            one for one in self._journals() if store.checksums(files, self.blocks[one["block"]]) == one["checksums"]
+        ]
         self.done = {entry["block"] for entry in good}
         own = _JOURNALS.replace("*", "0")
-        self._replace(own, b"".join(map(journal_line, good)))
+        write_atomically(self.folder / own, b"".join(map(journal_line, good)))
         for journal in self.folder.glob(_JOURNALS):
             if journal.name != own:
                 journal.unlink()
@@ -114,10 +124,6 @@ class Writer(ExitStack):
     def _journals(self) -> Iterator[dict]:
         for journal in sorted(self.folder.glob(_JOURNALS)):
             yield from read_journal(journal)
-
-    def _replace(self, name: str, content: bytes) -> None:
-        with atomic_file(self.folder / name) as file:
-            file.write(content)
 
     def write(self, block: Block, records: dict[str, np.ndarray], errors: np.ndarray) -> None:
         """Put a block in its place, and say so once it is on disk.
@@ -135,25 +141,15 @@ class Writer(ExitStack):
             checksums[name] = zlib.crc32(content)
         write_through(journal, journal_line({"block": block.number, "checksums": checksums, "errors": errors.tolist()}))
 
-    def finish(self, rows: Sequence[str]) -> None:
-        """Write the manifest of a store that has all blocks, and remove what only its making needed.
-
-        Args:
-            rows: names of the rows of the errors.
-        """
+    def finish(self, rows: Iterable[str]) -> None:
+        """Write the manifest of a store that has all blocks, ``rows`` naming those of its errors, and clean up."""
         entries = {entry["block"]: entry for entry in self._journals()}
         ordered = [entries[block.number] for block in self.blocks]
         checksums = {name: [entry["checksums"][name] for entry in ordered] for name in FILES}
         errors = np.sum([entry["errors"] for entry in ordered], axis=0) / sum(b.stop - b.start for b in self.blocks)
         manifest = {**self.plan, "checksums": checksums, "errors": dict(zip(rows, errors.tolist(), strict=True))}
-        self._replace(MANIFEST, seal(manifest))
+        write_atomically(self.folder / MANIFEST, seal(manifest))
         _clean(self.folder)
-
-
-def sizes(plan: dict) -> dict[str, int]:
-    """Bytes of both files of a store."""
-    rows = plan["views"]["count"] * plan["data"]["images"]
-    return {name: rows * kind.itemsize for name, kind in record_types(plan).items()}
 
 
 def _clean(folder: Path) -> None:
