@@ -93,12 +93,8 @@ def read_pixels(path: str, *, check: bool = True) -> Tensor:
     """
     try:
         data = _read(path)
-        if is_jpeg(data):
-            jpeg = _parse_jpeg(data)
-            if jpeg.components != 4:
-                if check:
-                    _check_scan(data, jpeg)
-                return decode_jpeg(torch.frombuffer(data, dtype=torch.uint8), ImageReadMode.RGB)
+        if _usual_jpeg(data, check):
+            return decode_jpeg(torch.frombuffer(data, dtype=torch.uint8), ImageReadMode.RGB)
         return pil_to_tensor(_decode(data))
     except (*_UNREADABLE, RuntimeError) as error:
         raise _unreadable(path, error) from None
@@ -118,13 +114,9 @@ def read_encoded(path: str, *, check: bool = True) -> tuple[np.ndarray, tuple[in
     """
     try:
         data = _read(path)
-        if is_jpeg(data):
-            jpeg = _parse_jpeg(data)
-            if jpeg.components != 4:
-                if check:
-                    _check_scan(data, jpeg)
-                return np.frombuffer(data, np.uint8), (jpeg.height, jpeg.width)
-        elif _is_plain_png(data):
+        if jpeg := _usual_jpeg(data, check):
+            return np.frombuffer(data, np.uint8), (jpeg.height, jpeg.width)
+        if _is_plain_png(data):
             image = _open(io.BytesIO(data))
             _check_kind(image)
             _check_png(data)
@@ -134,6 +126,15 @@ def read_encoded(path: str, *, check: bool = True) -> tuple[np.ndarray, tuple[in
         raise _unreadable(path, error) from None
     ppm = b"P6 %d %d 255\n" % image.size + image.tobytes()
     return np.frombuffer(bytearray(ppm), np.uint8), (image.height, image.width)
+
+
+def _usual_jpeg(data: bytearray, check: bool) -> _Jpeg | None:
+    """What a JPEG file says that any decoder takes alike, looked at for damage if ``check``; None for other files."""
+    if not is_jpeg(data) or (jpeg := _parse_jpeg(data)).components == 4:
+        return None
+    if check:
+        _check_scan(data, jpeg)
+    return jpeg
 
 
 def is_jpeg(data: bytes | bytearray) -> bool:
