@@ -19,6 +19,7 @@ from ..multilingual.kept_vocabulary import keep_vocabulary
 from ..multilingual.language_tokens import Layout
 from ..teachers.expert import Question, Teacher
 from ..teachers.lookup import Lookup, Share, Teaching
+from ..teachers.store import Store
 from ..teachers.stored import StoredTeacher
 from ..teachers.vocabularies import Vocabulary
 
@@ -106,7 +107,7 @@ class DistillationTask:
             for pair, folder in folders.items():
                 vocabulary = self.vocabulary(pair)
                 stored = StoredTeacher(folder, vocabulary, criterion.kd_temperature, self.kd_tail)
-                refuse_few_entries(criterion, self.kd_tail, stored)
+                refuse_few_entries(criterion, self.kd_tail, stored.store)
                 self.stored_teachers[pair] = stored
             self._tell_the_rule_of_thumb(criterion)
         return criterion
@@ -210,7 +211,7 @@ class DistillationTask:
         return super().train_step(sample, model, criterion, optimizer, update_num, ignore_grad)
 
 
-def refuse_few_entries(criterion: Any, tail: str, stored: StoredTeacher) -> None:
+def refuse_few_entries(criterion: Any, tail: str, store: Store) -> None:
     """A loss that needs all of a teacher's logits gets them.
 
     Raises:
@@ -219,10 +220,10 @@ def refuse_few_entries(criterion: Any, tail: str, stored: StoredTeacher) -> None
     name = criterion.kd_loss_name
     if tail == "bucket" and name != "kl":
         raise UserError("--kd-tail bucket changes the entries that are compared, which --kd-loss kl alone knows of")
-    if stored.top_k < stored.vocabulary_size and not criterion.kd_loss.takes_top_k:
+    if store.top_k < store.vocabulary_size and not criterion.kd_loss.takes_top_k:
         raise UserError(
-            f"--kd-loss {name} needs all logits of the teacher, {stored.folder} has the {stored.top_k} largest; store "
-            f"anew with --top-k {stored.vocabulary_size}, or let the expert run along (--teacher, --teachers)"
+            f"--kd-loss {name} needs all logits of the teacher, {store.folder} has the {store.top_k} largest; store "
+            f"anew with --top-k {store.vocabulary_size}, or let the expert run along (--teacher, --teachers)"
         )
 
 

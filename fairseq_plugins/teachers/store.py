@@ -47,6 +47,14 @@ class Block:
     start: int
     stop: int
 
+    def __len__(self) -> int:
+        """How many records."""
+        return self.stop - self.start
+
+    def checksum(self, records: np.ndarray) -> int:
+        """CRC-32 of the block's among all `records` of a store."""
+        return zlib.crc32(records[self.start : self.stop].data)
+
 
 def all_blocks(offsets: np.ndarray, size: int) -> list[Block]:
     """The blocks of a store in their order: `size` > 0 records each, or a little more, since no sentence is cut."""
@@ -101,7 +109,13 @@ class Store:
     """
 
     def __init__(self, folder: Path) -> None:
-        self.folder, manifest = folder, read_manifest(folder)
+        if not (folder / MANIFEST).is_file():
+            begun = (folder / LABELS).is_file()
+            what = "are unfinished: run it again, it goes on:" if begun else "are missing: make them with"
+            raise UserError(
+                f"stored teacher outputs {folder} {what} scripts/nmt/store_teacher_outputs.py (no {MANIFEST})"
+            )
+        self.folder, manifest = folder, read_plan(folder)
         try:
             data, checksums = manifest["data"], manifest["checksums"]
             self.lang_pair, self.split, self.sentences = data["lang_pair"], data["split"], data["sentences"]
@@ -134,9 +148,9 @@ class Store:
     def damage(self) -> str | None:
         """One line about the first block whose bytes are not those that were written, None where all are."""
         with ThreadPoolExecutor(_THREADS) as pool:
-            found = pool.map(lambda block: zlib.crc32(self._labels[block.start : block.stop].data), self._blocks)
-            for block, checksum in zip(self._blocks, found, strict=True):
-                if checksum != self._checksums[block.number]:
+            found = pool.map(lambda block: block.checksum(self._labels), self._blocks)
+            for block, checksum, written in zip(self._blocks, found, self._checksums, strict=True):
+                if checksum != written:
                     place = f"sentences {block.first + 1} to {block.last} are not as they were written"
                     return _damaged(self.folder, place)
         return None
@@ -155,35 +169,22 @@ def rows_of(offsets: np.ndarray, sentences: np.ndarray) -> tuple[np.ndarray, np.
     return counts, np.arange(counts.sum()) + np.repeat(begins - before, counts)
 
 
-def read_manifest(folder: Path) -> dict[str, Any]:
-    """Content of a store's manifest.
-
-    Raises:
-        UserError: there is none, or as `read_plan`.
-    """
-    if not (folder / MANIFEST).is_file():
-        unfinished = (folder / LABELS).is_file()
-        what = "are unfinished: run it again, it goes on:" if unfinished else "are missing: make them with"
-        raise UserError(f"stored teacher outputs {folder} {what} scripts/nmt/store_teacher_outputs.py (no {MANIFEST})")
-    return read_plan(folder) or {}
-
-
-def read_plan(folder: Path) -> dict[str, Any] | None:
-    """What the store in `folder`, finished or not, is made from: its manifest or plan; None where there is none.
+def read_plan(folder: Path) -> dict[str, Any]:
+    """What the store in `folder`, finished or not, is made from: its manifest or plan; empty where there is none.
 
     Raises:
         UserError: it is not as it was written, or of another format.
     """
-    name = next((name for name in (MANIFEST, PLAN) if (folder / name).is_file()), None)
-    if name is None:
-        return None
-    try:
-        plan = unseal(folder / name)
-    except (OSError, ValueError) as problem:
-        raise UserError(_damaged(folder, f"{name} is damaged ({problem})")) from None
-    if plan.get("format") != FORMAT:
-        raise UserError(_damaged(folder, f"{name} has format {plan.get('format')}, this software reads {FORMAT}"))
-    return plan
+    for name in (MANIFEST, PLAN):
+        if (folder / name).is_file():
+            try:
+                plan = unseal(folder / name)
+            except (OSError, ValueError) as problem:
+                raise UserError(_damaged(folder, f"{name} is damaged ({problem})")) from None
+            if plan.get("format") == FORMAT:
+                return plan
+            raise UserError(_damaged(folder, f"{name} has format {plan.get('format')}, this software reads {FORMAT}"))
+    return {}
 
 
 def _damaged(folder: Path, what: str) -> str:

@@ -88,18 +88,16 @@ class Writer(ExitStack):
 
         Blocks that an earlier run wrote count if they read back as they were written.
         """
-        handle = os.open(self.folder / LABELS, os.O_RDWR | os.O_CREAT, 0o666)
+        labels, journal = self.folder / LABELS, self.folder / _JOURNAL
+        handle = os.open(labels, os.O_RDWR | os.O_CREAT, 0o666)
         self._labels = self.enter_context(os.fdopen(handle, "r+b", buffering=0))
         os.posix_fallocate(handle, 0, int(self.offsets[-1]) * self._type.itemsize)
         write_atomically(self.folder / OFFSETS, self.offsets.tobytes())
-        for entry in read_journal(self.folder / _JOURNAL):
-            block = self.blocks[entry["block"]]
-            self._labels.seek(block.start * self._type.itemsize)
-            if zlib.crc32(self._labels.read((block.stop - block.start) * self._type.itemsize)) == entry["checksum"]:
-                self.done[block.number] = entry["checksum"]
-        lines = [journal_line({"block": number, "checksum": checksum}) for number, checksum in self.done.items()]
-        write_atomically(self.folder / _JOURNAL, b"".join(lines))
-        self._journal = self.enter_context((self.folder / _JOURNAL).open("ab", buffering=0))
+        there = np.memmap(labels, self._type, mode="r", shape=(int(self.offsets[-1]),))
+        good = [one for one in read_journal(journal) if self.blocks[one["block"]].checksum(there) == one["checksum"]]
+        self.done = {one["block"]: one["checksum"] for one in good}
+        write_atomically(journal, b"".join(map(journal_line, good)))
+        self._journal = self.enter_context(journal.open("ab", buffering=0))
 
     def write(self, block: Block, records: np.ndarray) -> None:
         """Put a block's records, in the order of its sentences, in their place, and say so once they are on disk."""

@@ -26,6 +26,7 @@ class StoredTeacher:
         tail: one of `word_level.TAILS`.
 
     Attributes:
+        store: the folder, opened.
         label_smoothing: that the expert was trained with, as far as its checkpoint said.
 
     Raises:
@@ -33,7 +34,7 @@ class StoredTeacher:
     """
 
     def __init__(self, folder: Path, vocabulary: Vocabulary, temperature: float, tail: Tail) -> None:
-        self._store = store = Store(folder)
+        self.store = store = Store(folder)
         self._vocabulary, self._tail = vocabulary, tail
         self.label_smoothing = store.label_smoothing
         what, pair = f"stored teacher outputs {folder}", f"{vocabulary.source_lang}-{vocabulary.target_lang}"
@@ -61,19 +62,6 @@ class StoredTeacher:
         if damage := store.damage():
             raise UserError(damage)
 
-    @property
-    def folder(self) -> Path:
-        return self._store.folder
-
-    @property
-    def vocabulary_size(self) -> int:
-        return self._store.vocabulary_size
-
-    @property
-    def top_k(self) -> int:
-        """Entries that are stored of each word."""
-        return self._store.top_k
-
     def check_data(self, folder: Path, split: str, sentences: int) -> None:
         """Raises UserError unless the outputs are about exactly these training data.
 
@@ -82,7 +70,7 @@ class StoredTeacher:
             split: such as "train".
             sentences: number of them that fairseq found, with those of further files (`train1`) that it adds.
         """
-        store = self._store
+        store = self.store
         data = hash_split(folder, split, self._vocabulary.source_lang, self._vocabulary.target_lang)
         if data != store.sha256 or sentences != store.sentences:
             raise UserError(
@@ -107,11 +95,11 @@ class StoredTeacher:
             UserError: a sentence has another number of words than was stored.
         """
         _, words, shift = realign(batch.pick(sentences), layout, student_tokens, LanguageTokens())
-        lengths, records = self._store.fetch(indices)
+        lengths, records = self.store.fetch(indices)
         counts = torch.from_numpy(lengths)
         if ((counts != words.sum(dim=1)) & (counts > 0)).any():
             raise UserError(
-                f"stored teacher outputs {self._store.folder} do not fit the batch: the training data have changed"
+                f"stored teacher outputs {self.store.folder} do not fit the batch: the training data have changed"
             )
         sentences, words = sentences[counts > 0], words[counts > 0]
         rows, columns = words.nonzero(as_tuple=True)
@@ -119,7 +107,7 @@ class StoredTeacher:
             indices=torch.from_numpy(records["indices"].astype(np.int64)),
             logits=torch.from_numpy(np.ascontiguousarray(records["logits"])),
             rest=torch.from_numpy(records["rest"][:, self._temperature].copy()),
-            vocabulary_size=self._store.vocabulary_size,
+            vocabulary_size=self.store.vocabulary_size,
             tail=self._tail,
         )
         return SoftLabels(sentences[rows], columns + shift, logits)

@@ -25,7 +25,7 @@ from pathlib import Path
 if not __package__:  # run as a file: the root of the clone takes the place of its own folder
     sys.path[0] = str(Path(__file__).resolve().parents[2])
 
-from scripts.nmt.lib.lang_pair import parse_pairs
+from scripts.nmt.lib.references_flags import add_references, one_pair
 from scripts.nmt.lib.user_error import UserError, run_cli
 from vision_reference.analysis import diffusion_index, flags
 from vision_reference.errors import UserError as AnalysisError
@@ -34,15 +34,10 @@ from vision_reference.errors import UserError as AnalysisError
 def get_args_parser() -> flags.Parser:
     """The command line."""
     parser = flags.Parser("diffusion_index.py", __doc__)
-    parser.add_argument("--data-bin", type=Path, required=True, metavar="D", help="folder of fairseq-preprocess")
-    parser.add_argument("--lang-pair", required=True, help="such as en-de")
+    add_references(parser, subset="valid", max_tokens=2048)
     diffusion_index.add_arguments(parser)
-    parser.add_argument("--subset", default="valid", help="split of the data (default: %(default)s)")
     parser.add_argument(
         "--classes", type=flags.count, default=50, metavar="N", help="frequent target pieces (default: %(default)s)"
-    )
-    parser.add_argument(
-        "--max-tokens", type=flags.count, default=2048, help="source or target tokens in a batch (default: %(default)s)"
     )
     return parser
 
@@ -50,12 +45,10 @@ def get_args_parser() -> flags.Parser:
 def main() -> None:
     """Collect, compute, write."""
     args = get_args_parser().parse_args()
-    pairs = parse_pairs(args.lang_pair)
-    if len(pairs) > 1:
-        raise UserError(f"--lang-pair {args.lang_pair}: one pair at a time; name one")
+    pair = one_pair(args.lang_pair)
     try:
         diffusion_index.check_arguments(args)
-        run(args, pairs[0])
+        run(args, pair)
     except AnalysisError as error:
         raise UserError(str(error)) from None
 

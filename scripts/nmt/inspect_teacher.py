@@ -19,7 +19,8 @@ from pathlib import Path
 if not __package__:  # run as a file: the root of the clone takes the place of its own folder
     sys.path[0] = str(Path(__file__).resolve().parents[2])
 
-from scripts.nmt.lib.lang_pair import LangPair, parse_pairs
+from scripts.nmt.lib.lang_pair import LangPair
+from scripts.nmt.lib.references_flags import add_references, one_pair
 from scripts.nmt.lib.user_error import UserError, run_cli
 from vision_reference.analysis import flags, inspect_teacher
 from vision_reference.errors import UserError as AnalysisError
@@ -56,29 +57,22 @@ def next_command(data_bin: Path, pair: LangPair, checkpoint: str) -> str:
 def get_args_parser() -> flags.Parser:
     """The command line."""
     parser = flags.Parser("inspect_teacher.py", __doc__)
-    parser.add_argument("--data-bin", type=Path, required=True, metavar="D", help="folder of fairseq-preprocess")
-    parser.add_argument("--lang-pair", required=True, help="such as en-de")
+    add_references(parser, subset="valid", max_tokens=2048)
     parser.add_argument("--checkpoint", required=True, metavar="C", help="the expert, or a multilingual model")
     flags.add_output(parser)
-    parser.add_argument("--subset", default="valid", help="split of the data (default: %(default)s)")
     parser.add_argument(
         "--tokens", type=flags.count, metavar="N", help="tokens looked at closely (default: as many as memory allows)"
     )
     parser.add_argument("--bleu", action="store_true", help="translate the split and score it, too")
-    parser.add_argument(
-        "--max-tokens", type=flags.count, default=2048, help="source or target tokens in a batch (default: %(default)s)"
-    )
     return parser
 
 
 def main() -> None:
     """Collect, inspect, write."""
     args = get_args_parser().parse_args()
-    pairs = parse_pairs(args.lang_pair)
-    if len(pairs) > 1:
-        raise UserError(f"--lang-pair {args.lang_pair}: one pair at a time; name one")
+    pair = one_pair(args.lang_pair)
     try:
-        run(args, pairs[0])
+        run(args, pair)
     except AnalysisError as error:
         raise UserError(str(error)) from None
 

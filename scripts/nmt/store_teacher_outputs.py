@@ -18,8 +18,8 @@ from pathlib import Path
 if not __package__:  # run as a file: the root of the clone takes the place of its own folder
     sys.path[0] = str(Path(__file__).resolve().parents[2])
 
-from scripts.nmt.lib.lang_pair import parse_pairs
 from scripts.nmt.lib.recorded_model import import_fairseq
+from scripts.nmt.lib.references_flags import add_references, one_pair
 from scripts.nmt.lib.user_error import UserError, run_cli
 from vision_reference.analysis import flags
 from vision_reference.errors import Parser
@@ -28,18 +28,15 @@ from vision_reference.errors import Parser
 def get_args_parser() -> argparse.ArgumentParser:
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
-    add("--data-bin", type=flags.path, required=True, metavar="D", help="folder of fairseq-preprocess")
-    add("--lang-pair", required=True, help="such as en-de")
+    add_references(parser, subset="train", max_tokens=4096)
     add(
         "--teacher", required=True, metavar="C", help="the expert's checkpoint; several, joined by ':', are an ensemble"
     )
     add("--output", type=flags.path, required=True, metavar="DIR", help="folder to make, or to go on with")
-    add("--subset", default="train", help="split of the data (default: %(default)s)")
-    add("--top-k", type=int, default=8, metavar="K", help="entries kept for each word (default: %(default)s)")
+    add("--top-k", type=flags.count, default=8, metavar="K", help="entries kept for each word (default: %(default)s)")
     temperatures = "values that --kd-temperature can take in training (default: %(default)s)"
     add("--temperatures", default="1,2,3,64", metavar="T,...", help=temperatures)
-    add("--max-tokens", type=int, default=4096, help="source or target tokens in a batch (default: %(default)s)")
-    add("--workers", type=int, metavar="N", help="processes (default: one for each GPU, or each core)")
+    add("--workers", type=flags.count, metavar="N", help="processes (default: one for each GPU, or each core)")
     add("--cpu", action="store_true", help="leave GPUs alone")
     precision = "in which the expert runs; others than %(default)s on GPUs only (default: %(default)s)"
     add("--precision", choices=("fp32", "fp16", "bf16"), default="fp32", help=precision)
@@ -59,21 +56,14 @@ def parse_temperatures(text: str) -> list[float]:
 
 def main() -> None:
     args = get_args_parser().parse_args()
-    pairs = parse_pairs(args.lang_pair)
-    if len(pairs) > 1:
-        raise UserError(f"--lang-pair {args.lang_pair}: an expert is stored for one pair at a time; name one")
-    args.temperatures = parse_temperatures(args.temperatures)
-    for name in ("top_k", "max_tokens", "workers"):
-        value = getattr(args, name)
-        if value is not None and value < 1:
-            raise UserError(f"--{name.replace('_', '-')} {value} is below 1")
+    args.pair, args.temperatures = one_pair(args.lang_pair), parse_temperatures(args.temperatures)
     import_fairseq()
     from scripts.nmt.lib.store_outputs import store
 
     logging.disable(logging.INFO)  # fairseq's account of every file it opens
     warnings.filterwarnings("ignore", message="Support for mismatched key_padding_mask")  # stock fairseq's own masks
     del args.lang_pair
-    store(pair=pairs[0], **vars(args))
+    store(**vars(args))
 
 
 if __name__ == "__main__":

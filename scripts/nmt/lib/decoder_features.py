@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from fairseq import utils
-from fairseq.data import Dictionary, LanguagePairDataset
+from fairseq.data import Dictionary, LanguagePairDataset, data_utils
 from fairseq.tasks.translation import load_langpair_dataset
 from torch import Tensor
 
@@ -103,16 +103,8 @@ def walk(
         UserError: the model has no plain output layer, hence no features, or its outputs are not finite.
     """
     dataset = references.dataset
-    order = np.lexsort((dataset.src_sizes, dataset.tgt_sizes))
-    batches, longest = [[]], 0
-    for sentence in order:
-        longest = max(longest, dataset.src_sizes[sentence], dataset.tgt_sizes[sentence])
-        if batches[-1] and longest * (len(batches[-1]) + 1) > max_tokens:
-            batches.append([])
-            longest = max(dataset.src_sizes[sentence], dataset.tgt_sizes[sentence])
-        batches[-1].append(int(sentence))
     with Progress(title, int(np.sum(dataset.tgt_sizes)), "token") as progress:
-        for sentences in batches:
+        for sentences in batches_of(dataset, np.arange(len(dataset)), max_tokens):
             _, batch, labels = ask(teacher, dataset, sentences)
             if not isinstance(labels.logits, ProjectedLogits):
                 raise UserError(f"{title}: this model does not end in one plain linear layer, so it has no features")
@@ -122,6 +114,15 @@ def walk(
             ):
                 yield targets[rows], labels.logits[rows].features.float().cpu().numpy(), logits.float().cpu().numpy()
             progress.add(int(sum(dataset.tgt_sizes[sentence] for sentence in sentences)))
+
+
+def batches_of(dataset: LanguagePairDataset, sentences: np.ndarray, max_tokens: int) -> list[np.ndarray]:
+    """`sentences` (S,), those of similar length together; one above `max_tokens` is a batch of its own."""
+    sentences = sentences[np.lexsort((dataset.src_sizes[sentences], dataset.tgt_sizes[sentences]))]
+    sizes = np.maximum(dataset.src_sizes, dataset.tgt_sizes)[sentences].astype(np.int64)
+    sizes = np.minimum(sizes, max_tokens)
+    places = data_utils.batch_by_size(np.arange(len(sizes)), sizes.__getitem__, sizes, max_tokens)
+    return [sentences[batch] for batch in places]
 
 
 def ask(

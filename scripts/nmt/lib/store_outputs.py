@@ -3,19 +3,20 @@
 from collections.abc import Callable
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing, suppress
+from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
 import numpy as np
 import torch
-from fairseq.data import LanguagePairDataset, data_utils
+from fairseq.data import LanguagePairDataset
 
 from fairseq_plugins.files import hash_split, sha256_of_file
 from fairseq_plugins.teachers.expert import Teacher, load_teacher
 from fairseq_plugins.teachers.store import BLOCK, FORMAT, Block, Store, encode, record_type, rows_of
 from fairseq_plugins.teachers.store_writer import Writer
-from fairseq_plugins.teachers.vocabularies import Vocabulary, hash_vocabulary, load_dictionary
-from scripts.nmt.lib.decoder_features import ask, open_references, rows_of_logits
+from fairseq_plugins.teachers.vocabularies import hash_vocabulary
+from scripts.nmt.lib.decoder_features import ask, batches_of, open_references, rows_of_logits
 from scripts.nmt.lib.lang_pair import LangPair
 from scripts.nmt.lib.processes import devices, shared
 from scripts.nmt.lib.progress import Progress
@@ -47,16 +48,11 @@ def store(
     seen = devices(workers, cpu)
     if not any(seen) and precision != "fp32":
         raise UserError(f"--precision {precision} needs a GPU; leave it out")
-    vocabulary = Vocabulary(*pair, *(str(data_bin / f"dict.{language}.txt") for language in pair))
-    vocabulary_size = len(load_dictionary(vocabulary.target_path))
+    references = open_references(data_bin, pair, subset)
+    dataset, vocabulary, vocabulary_size = references.dataset, references.vocabulary, len(references.dictionary)
     if top_k > vocabulary_size:
         raise UserError(f"--top-k {top_k} is more than the {vocabulary_size} entries of {vocabulary.target_path}")
     expert, files = load_teacher(teacher, vocabulary), [Path(path) for path in teacher.split(":")]
-    for name, weight in expert.members.state_dict().items():
-        if weight.is_floating_point() and not weight.isfinite().all():
-            raise UserError(f"teacher {teacher} is damaged: its weights {name} are not finite; train or copy it anew")
-    data_sha256 = hash_split(data_bin, subset, *pair)
-    dataset = open_references(data_bin, pair, subset).dataset
     offsets = np.concatenate([[0], np.cumsum(_words(dataset, expert))]).astype("<i8")
     if not offsets[-1]:
         raise UserError(f"{pair} {subset}: no sentence is short enough for the teacher")
@@ -68,7 +64,7 @@ def store(
             "split": subset,
             "sentences": len(dataset),
             "tokens": int(offsets[-1]),
-            "sha256": data_sha256,
+            "sha256": hash_split(data_bin, subset, *pair),
             "vocabulary_size": vocabulary_size,
             "vocabulary_sha256": hash_vocabulary(vocabulary.source_path, vocabulary.target_path),
         },
@@ -108,7 +104,7 @@ def _write_blocks(writer: Writer, worker: "Worker", seen: list[str]) -> None:
     left = [block for block in writer.blocks if block.number not in writer.done]
     total = writer.plan["data"]["tokens"]
     with Progress("storing", total, "token") as progress:
-        progress.skip(total - sum(block.stop - block.start for block in left))
+        progress.skip(total - sum(map(len, left)))
         while left:
             # a process that is killed takes the others along; as long as blocks get done, new ones take their place
             with suppress(BrokenProcessPool), closing(shared(left, seen, worker.on)) as results:
@@ -116,22 +112,21 @@ def _write_blocks(writer: Writer, worker: "Worker", seen: list[str]) -> None:
                     if isinstance(records, str):
                         raise UserError(records)
                     writer.write(block, records)
-                    progress.add(block.stop - block.start)
+                    progress.add(len(block))
             before, left = len(left), [block for block in left if block.number not in writer.done]
             if len(left) == before:
                 raise UserError("a process was killed before all was stored; run the same command again to go on")
 
 
+@dataclass(frozen=True)
 class Worker:
     """Asks the teacher about blocks of a store, in a process of its own."""
 
-    def __init__(
-        self, plan: dict, offsets: np.ndarray, dataset: LanguagePairDataset, teacher: Teacher, max_tokens: int
-    ) -> None:
-        self.plan, self.offsets = plan, offsets
-        self.dataset = dataset
-        self.teacher = teacher
-        self.max_tokens = max_tokens
+    plan: dict
+    offsets: np.ndarray
+    dataset: LanguagePairDataset
+    teacher: Teacher
+    max_tokens: int
 
     def on(self, device: str) -> Callable[[Block], np.ndarray | str]:
         """Takes the teacher to the GPU `device`, or the CPU where it is ""; what returns a block's records then.
@@ -154,8 +149,9 @@ class Worker:
 
     def records(self, block: Block) -> np.ndarray:
         """(records of the block,) of its sentences one after the other."""
-        records = np.empty(block.stop - block.start, record_type(self.plan))
-        for sentences in self.batches(block):
+        records = np.empty(len(block), record_type(self.plan))
+        present = np.arange(block.first, block.last)[np.diff(self.offsets[block.first : block.last + 1]) > 0]
+        for sentences in batches_of(self.dataset, present, self.max_tokens):
             numbers, _, labels = ask(self.teacher, self.dataset, sentences)
             counts, places = rows_of(self.offsets, numbers)
             found = torch.bincount(labels.sentences, minlength=len(counts)).cpu().numpy()
@@ -169,12 +165,3 @@ class Worker:
                 for name, part in encode(logits, **self.plan["labels"]).items():
                     records[name][places[rows] - block.start] = part.cpu().numpy()
         return records
-
-    def batches(self, block: Block) -> list[np.ndarray]:
-        """The block's sentences, those of similar length together; one above `max_tokens` is a batch of its own."""
-        sentences = np.arange(block.first, block.last)[np.diff(self.offsets[block.first : block.last + 1]) > 0]
-        sentences = sentences[np.lexsort((self.dataset.src_sizes[sentences], self.dataset.tgt_sizes[sentences]))]
-        sizes = np.maximum(self.dataset.src_sizes, self.dataset.tgt_sizes)[sentences].astype(np.int64)
-        sizes = np.minimum(sizes, self.max_tokens)
-        places = data_utils.batch_by_size(np.arange(len(sizes)), sizes.__getitem__, sizes, self.max_tokens)
-        return [sentences[batch] for batch in places]

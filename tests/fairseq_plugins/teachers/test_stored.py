@@ -252,7 +252,7 @@ def test_what_cannot_be_stored_is_one_line(toy, tmp_path):
     ):
         with pytest.raises(teacher_outputs.UserError, match=said):
             store_outputs(toy, toy.de, "en-de", tmp_path / "out", **changes)
-    with pytest.raises(UserError, match="no binarized nosuch data of en-de"):
+    with pytest.raises(UserError, match="holds no nosuch set of en-de"):
         store_outputs(toy, toy.de, "en-de", tmp_path / "out", subset="nosuch")
 
 

@@ -8,8 +8,8 @@ import pytest
 @pytest.mark.parametrize(
     ("flags", "said"),
     [
-        (["--top-k", 0], "--top-k 0 is below 1"),
-        (["--max-tokens", -1], "--max-tokens -1 is below 1"),
+        (["--top-k", 0], "argument --top-k: '0' is not an integer from 1"),
+        (["--max-tokens", -1], "argument --max-tokens: '-1' is not an integer from 1"),
         (["--temperatures", "1,0"], "--temperatures 1,0: give different numbers above 0"),
         (["--temperatures", "2,2"], "--temperatures 2,2: give different numbers above 0"),
         (["--lang-pair", "en-de,en-ru"], "name one"),
