@@ -5,7 +5,7 @@
     python vision_reference/suggest.py DATA --json          the same for a program
 
 All files are counted, some are decoded. What is suggested is a place to start: a smoothed teacher, and a student that
-learns from it at T = 1. Nothing is written and nothing is trained.
+learns from it at T = 1. Nothing is written; to say how long training takes on this machine, a few steps are timed.
 """
 
 import argparse
@@ -14,6 +14,7 @@ import math
 import os
 import shlex
 import sys
+import time
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import NamedTuple
@@ -22,6 +23,7 @@ if not __package__:  # run as a file: the root of the clone takes the place of i
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from vision_reference.analysis.flags import Parser, count
+from vision_reference.arguments import parse_args as parse_train_args
 from vision_reference.errors import UserError, run_command
 from vision_reference.images import survey
 from vision_reference.images.presets import PRESETS
@@ -30,6 +32,15 @@ _SMALL = 40  # pixels: up to here the presets for 32x32 images are meant
 _SIZES = (64, 96, 128, 160, 192, 224)
 _FEW = 1000  # images a class: with more, a network that starts from nothing gets as far, only later
 _LOOKED_AT = 200
+_TIMED_STEPS = 3
+_TIMED_PIXELS = 8 * 224 * 224  # of a step that is timed on a CPU: more only make the answer late, not an image cheaper
+
+
+class Duration(NamedTuple):
+    """Of a training: its pace, measured, and what follows for all epochs and their evaluations."""
+
+    images_per_second: float
+    hours: float
 
 
 class Advice(NamedTuple):
@@ -93,6 +104,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--sample", type=count, default=_LOOKED_AT, metavar="N", help=f"images to decode (default: {_LOOKED_AT})"
     )
+    parser.add_argument("--no-timing", action="store_true", help="do not time steps of training, which takes seconds")
     parser.add_argument("--json", action="store_true", help="facts, advice and command lines as JSON")
     return parser.parse_args(argv)
 
@@ -276,7 +288,77 @@ def trained_weights(networks: dict[str, str]) -> tuple[dict[str, str], list[str]
     return (found if len(found) == len(networks) else {}), notes
 
 
-def report(facts: Facts, classes: list[str], suggestion: Suggestion, lines: dict[str, str]) -> str:
+def time_training(args: argparse.Namespace, facts: Facts) -> Duration | None:
+    """How long the training that ``args`` (of train.py) ask for takes; None where its batch does not fit the GPU.
+
+    A few steps are measured, on random pixels: reading images is left out. Processes are taken to be as fast together
+    as one is times their number, and an image in an evaluation to cost a third of one in training.
+
+    Raises:
+        UserError: there is no such network.
+    """
+    import torch
+
+    from vision_reference.distillation import Teacher, distillation_loss
+    from vision_reference.learner import build_learner
+    from vision_reference.machine import Rank, choose_machine, move_network
+    from vision_reference.networks import by_name
+
+    device = "cuda" if facts.gpus else "cpu"
+    machine = choose_machine(device, "env://", amp=args.amp, amp_dtype=None, channels_last=None)
+    model = by_name.build_model(args.model, len(facts.sizes))
+    move_network(model, machine.device, machine.memory_format)
+    learner = build_learner(model, args, Rank(), machine.device, machine.amp_dtype)
+    teacher = None
+    if args.teacher:
+        network = by_name.build_model(args.teacher, len(facts.sizes))
+        teacher = Teacher(network, machine.device, machine.memory_format, machine.autocast)
+    side = args.train_crop_size
+    batch = args.batch_size if facts.gpus else min(args.batch_size, max(2, _TIMED_PIXELS // side**2))
+    images = torch.randn(batch, 3, side, side, device=machine.device).to(memory_format=machine.memory_format)
+    targets = torch.zeros(batch, dtype=torch.long, device=machine.device)
+
+    def step() -> None:
+        answers = teacher(images) if teacher else None
+        learner.optimizer.zero_grad(set_to_none=True)
+        with machine.autocast():
+            losses = distillation_loss(
+                model(images), targets, answers, temperature=1.0, kd_weight=1.0, label_smoothing=args.label_smoothing
+            )
+        learner.scaler.scale(losses.total).backward()
+        learner.scaler.step(learner.optimizer)
+        learner.scaler.update()
+        losses.total.item()  # waits for the GPU
+
+    try:
+        step()  # the first one prepares what the others find
+        begin = time.perf_counter()
+        for _ in range(_TIMED_STEPS):
+            step()
+        seconds = time.perf_counter() - begin
+    except torch.OutOfMemoryError:
+        return None
+    pace = _TIMED_STEPS * batch * max(1, facts.gpus) / seconds
+    return Duration(pace, args.epochs * (facts.images + facts.validation / 3) / pace / 3600)
+
+
+def time_trainings(
+    lines: dict[str, list[str]], facts: Facts, suggestion: Suggestion
+) -> tuple[dict[str, Duration], list[str]]:
+    """For teacher and student how long each trains, and notes where that cannot be told."""
+    found, notes = {}, []
+    for role, name in suggestion.networks.items():
+        args = parse_train_args(lines[role][lines[role].index("vision_reference/train.py") + 1 :])
+        if duration := time_training(args, facts):
+            found[role] = duration
+        else:
+            notes.append(f"{role}: a batch of {args.batch_size} for {name} does not fit this GPU; lower --batch-size")
+    return found, notes
+
+
+def report(
+    facts: Facts, classes: list[str], suggestion: Suggestion, lines: dict[str, str], durations: dict[str, Duration]
+) -> str:
     """All of it, to read."""
     look, sizes = facts.look, facts.sizes
     average = facts.images / len(classes)
@@ -289,7 +371,7 @@ def report(facts: Facts, classes: list[str], suggestion: Suggestion, lines: dict
         "",
     ]
     for role in ("teacher", "student"):
-        text.append(f"  {role}: {suggestion.networks[role]}")
+        text.append(f"  {role}: {suggestion.networks[role]}" + _how_long(durations.get(role), suggestion))
     merged: dict[str, tuple[list[str], str]] = {}
     for one in (*suggestion.own["teacher"], *suggestion.own["student"], *suggestion.shared):
         words, _ = merged.setdefault(one.flag, ([], one.reason))
@@ -298,6 +380,17 @@ def report(facts: Facts, classes: list[str], suggestion: Suggestion, lines: dict
     text += [f"note: {warning}" for warning in suggestion.warnings]
     text += ["", *(f"# {title}\n{line}" for title, line in lines.items())]
     return "\n".join(text)
+
+
+def _how_long(duration: Duration | None, suggestion: Suggestion) -> str:
+    if duration is None:
+        return ""
+    epochs = next(one.value[0] for one in suggestion.shared if one.flag == "--epochs")
+    minutes = max(1, round(60 * duration.hours))
+    return (
+        f"; here {duration.images_per_second:.3g} images/s (timed, without reading them), so about {minutes // 60}:"
+        f"{minutes % 60:02d} h for {epochs} epochs"
+    )
 
 
 def main(args: argparse.Namespace) -> None:
@@ -328,18 +421,22 @@ def main(args: argparse.Namespace) -> None:
     suggestion.warnings[:0] = [*layout.notes, *notes]
     output = args.output or Path("results") / (args.data.resolve().name or "images")
     lines = {"prepare": " && ".join(map(shlex.join, layout.prepare))} if layout.prepare else {}
-    lines |= {
-        role: shlex.join(words) for role, words in command_lines(suggestion, layout.root, output, facts.gpus).items()
-    }
+    commands = command_lines(suggestion, layout.root, output, facts.gpus)
+    lines |= {role: shlex.join(words) for role, words in commands.items()}
+    durations: dict[str, Duration] = {}
+    if not args.no_timing:
+        durations, notes = time_trainings(commands, facts, suggestion)
+        suggestion.warnings.extend(notes)
     if args.json:
         data = {key: value for key, value in asdict(facts).items() if key != "sizes"}
         data |= {"classes": dict(zip(layout.classes, sizes, strict=True)), "path": str(args.data)}
         own = {role: [one._asdict() for one in advice] for role, advice in suggestion.own.items()}
         advice = {"networks": networks, "shared": [one._asdict() for one in suggestion.shared], **own}
         record = {"data": data, "advice": advice, "notes": suggestion.warnings, "commands": lines}
+        record["time"] = {role: duration._asdict() for role, duration in durations.items()}
         print(json.dumps(record, indent=1, ensure_ascii=False))
     else:
-        print(report(facts, layout.classes, suggestion, lines))
+        print(report(facts, layout.classes, suggestion, lines, durations))
 
 
 if __name__ == "__main__":

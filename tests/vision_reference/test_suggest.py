@@ -43,7 +43,7 @@ def photographs(tmp_path):
 
 
 def suggested(capsys, *flags):
-    main(suggest.parse_args([*map(str, flags), "--json"]))
+    main(suggest.parse_args([*map(str, flags), "--json", "--no-timing"]))
     return json.loads(capsys.readouterr().out)
 
 
@@ -64,6 +64,30 @@ def test_digits_are_recognized_and_their_command_runs(few_digits, capsys, tmp_pa
     words = shlex.split(record["commands"]["teacher"])[2:]
     train(*words, "--model", "resnet8", "--epochs", 1, "--lr-warmup-epochs", 0)
     assert len(metrics(tmp_path / "teacher")) == 1
+
+
+def test_how_long_training_takes_follows_from_a_few_timed_steps(few_digits, capsys, monkeypatch):
+    clock = iter(range(100))
+    monkeypatch.setattr(suggest.time, "perf_counter", lambda: next(clock))  # a second from beginning to end
+    flags = [str(few_digits), "--teacher", "resnet14", "--model", "resnet8"]
+    main(suggest.parse_args([*flags, "--json"]))
+    found = json.loads(capsys.readouterr().out)["time"]
+    hours = 100 * (83 + 37 / 3) / 24 / 3600  # 100 epochs, 3 steps of 8 images
+    assert found == {role: {"images_per_second": 24, "hours": pytest.approx(hours)} for role in ("teacher", "student")}
+    main(suggest.parse_args(flags))
+    text = capsys.readouterr().out
+    assert "student: resnet8; here 24 images/s (timed, without reading them), so about 0:07 h for 100 epochs" in text
+
+
+def test_what_does_not_fit_a_gpu_is_a_note_and_an_unknown_network_a_line(few_digits, capsys, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(suggest, "time_training", lambda *_: None)
+        main(suggest.parse_args([str(few_digits), "--json"]))
+    record = json.loads(capsys.readouterr().out)
+    assert record["time"] == {}
+    assert "teacher: a batch of 8 for resnet56 does not fit this GPU; lower --batch-size" in record["notes"]
+    with pytest.raises(UserError, match="unknown model 'resnet19'"):
+        main(suggest.parse_args([str(few_digits), "--teacher", "resnet19"]))
 
 
 def test_photographs_without_val_are_split_and_start_from_trained_weights(photographs, capsys, monkeypatch):
@@ -107,7 +131,7 @@ def test_what_is_odd_about_the_data_is_told(photographs, capsys):
     for file in (root / "train" / "cat").iterdir():
         if file.stem.startswith("1"):
             file.write_bytes(file.read_bytes()[:50])
-    main(suggest.parse_args([str(root)]))
+    main(suggest.parse_args([str(root), "--no-timing"]))
     text = capsys.readouterr().out
     assert "'dog' has 4 images, 'cat' 60" in text
     assert "1 of 2 classes have fewer than 20 training images" in text
