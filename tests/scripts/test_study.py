@@ -13,7 +13,7 @@ from scripts.studies.schema import CONFIGS, ConfigError, parse_study, read_study
 from vision_reference.errors import UserError
 
 DIGITS = (CONFIGS / "digits.yaml").read_text()
-SHIPPED = ["cifar10", "cifar100", "cifar100_16px", "cub", "digits", "imagenet"]
+SHIPPED = ["cifar10", "cifar100", "cifar100_15_classes", "cub", "digits", "imagenet"]
 SHIPPED += ["iwslt", "multi30k", "multi30k_sequences", "phrases", "tiny_imagenet_40"]
 
 
