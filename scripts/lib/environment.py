@@ -1,9 +1,9 @@
-"""Misspelt settings of the shell recipes: what the environment holds that only almost is one of a script's own names.
+"""Settings of the shell recipes that would be ignored: misspelt ones, and those of another script.
 
-    python scripts/lib/environment.py SCRIPT NAME...
+    python scripts/lib/environment.py SCRIPT NAME... [-- NAME_OF_ANOTHER...]
 
-ends with one line and status 2 where a variable such as TEMPRATURE or STUDENT is set and NAME... has TEMPERATURES,
-STUDENTS: it would have been ignored.
+ends with one line and status 2 where a variable such as TEMPRATURE or STUDENT is set and the names are TEMPERATURES,
+STUDENTS, of this script or of another. A variable that is right for another script alone gets a note.
 """
 
 import os
@@ -35,20 +35,33 @@ _OF_THE_SYSTEM = {
 }
 
 
-def check_environment(own: Iterable[str], environment: Mapping[str, str] = os.environ) -> None:
-    """Refuses upper-case variables that are up to two letters (short names: one) away from one of `own`.
+def check_environment(
+    own: Iterable[str], others: Iterable[str] = (), environment: Mapping[str, str] = os.environ
+) -> None:
+    """Refuses upper-case variables that are up to two letters (short names: one) away from a setting.
+
+    Args:
+        own: settings of the script that runs.
+        others: of those beside it; one that is set gets a note, because a script that runs both may have set it.
 
     Raises:
         UserError: there is such a variable.
     """
-    own = sorted(own)
+    own, others = set(own), set(others)
     for name in sorted(environment):
-        if name in own or name in _OF_THE_SYSTEM or not re.fullmatch(r"[A-Z][A-Z0-9_]*", name):
+        if name in own | _OF_THE_SYSTEM or not re.fullmatch(r"[A-Z][A-Z0-9_]*", name):
             continue
-        close = [each for each in own if distance(name, each) <= _allowed(each)]
+        if name in others:
+            if environment[name]:
+                print(f"note: {name} is a setting of another script and does nothing here", file=sys.stderr)
+            continue
+        close = [each for each in sorted(own | others) if distance(name, each) <= _allowed(each)]
         if close:
-            meant = min(close, key=lambda each: distance(name, each))
-            raise UserError(f"{name} is set, which is no setting here; did you mean {meant}? (else: unset {name})")
+            meant = min(close, key=lambda each: (distance(name, each), each not in own))
+            whose = "" if meant in own else " (of another script)"
+            raise UserError(
+                f"{name} is set, which is no setting here; did you mean {meant}{whose}? (else: unset {name})"
+            )
 
 
 def _allowed(name: str) -> int:
@@ -66,4 +79,6 @@ def distance(one: str, other: str) -> int:
 
 
 if __name__ == "__main__":
-    run_command(sys.argv[1], lambda: check_environment(sys.argv[2:]))
+    script, *names = sys.argv[1:]
+    until = names.index("--") if "--" in names else len(names)
+    run_command(script, lambda: check_environment(names[:until], names[until + 1 :]))

@@ -30,10 +30,11 @@ recipe_settings() {
     : "${DRY_RUN:=}" # 1: print the commands, run nothing
     case "${6:-}" in -h | --help) recipe_help && exit ;; esac
     PYTHON=$([ -x .venv/bin/python ] && echo .venv/bin/python || echo python3)
-    local names name shown=
+    local names others name shown=
+    read -ra others <<< "$(sed -n 's/^own_settings //p' scripts/*/*.sh | tr '\n' ' ')"
     mapfile -t names < <(sed -n 's/^    : "${\([A-Z_]*\):=.*}" # .*/\1/p' "${BASH_SOURCE[0]}")
     names+=("${own[@]}")
-    "$PYTHON" scripts/lib/environment.py "$(basename "$0")" "${names[@]}" || exit 2
+    "$PYTHON" scripts/lib/environment.py "$(basename "$0")" "${names[@]}" -- "${others[@]}" || exit 2
     read -ra alphas <<< "$ALPHAS"
     read -ra temperatures <<< "$TEMPERATURES"
     if [ ${#alphas[@]} = 0 ] || { [ -n "$5" ] && [ ${#temperatures[@]} = 0 ]; }; then

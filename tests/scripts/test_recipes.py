@@ -325,6 +325,10 @@ def test_finished_runs_are_skipped_and_begun_ones_would_be_resumed(tmp_path):
         ("cifar10/run.sh", {"TEACHER_EPOCH": "3"}, "did you mean TEACHER_EPOCHS?"),
         ("nmt/train_experts.sh", {"SEEDS": "3"}, "SEEDS is set, which is no setting here; did you mean SEED?"),
         ("nmt/train_student.sh", {"TEMPRATURE": "3"}, "did you mean TEMPERATURE?"),
+        ("nmt/train_experts.sh", {"TEMPERATUR": "2"}, "did you mean TEMPERATURE (of another script)?"),
+        ("nmt/train_experts.sh", {"TEACHER_OUTPUT": "x"}, "did you mean TEACHER_OUTPUTS (of another script)?"),
+        ("imagenet/train_teacher.sh", {"STUDENT": "x"}, "did you mean STUDENTS (of another script)?"),
+        ("imagenet/evaluate.sh", {"DALI_DEVIC": "gpu"}, "did you mean DALI_DEVICE (of another script)?"),
         ("imagenet/train_teacher.sh", {"GPUS": "0"}, "GPUS is '0'; give a number from 1"),
         ("imagenet/train_teacher.sh", {"GPUS": "8"}, "GPUS is 8, but this machine has 0; set DEVICE=cpu"),
         ("imagenet/train_teacher.sh", {"ALPHAS": " "}, "nothing to run; give values such as '0.0 0.1'"),
@@ -346,9 +350,18 @@ def test_a_recipe_says_what_it_runs_with():
     assert "STUDENT_EPOCHS=5" in done.stderr
 
 
+def test_a_setting_of_another_script_alone_gets_a_note():
+    done = recipe("imagenet/train_teacher.sh", DRY_RUN="1", STUDENTS="resnet18", LOADER="")
+    assert done.returncode == 0
+    assert "note: STUDENTS is a setting of another script and does nothing here\n" in done.stderr
+    assert "LOADER" not in done.stderr
+
+
 def test_other_variables_of_the_environment_are_nobodys_business():
     environment = {"PATH": "", "HOME": "", "LANG": "", "PWD": "", "USER": "", "TERM": "", "SLURM_JOB_ID": "", "lr": ""}
-    check_environment(["DATA", "HEADS", "SEED", "LR", "OUT", "NODES", "GPUS", "TEACHERS"], environment)
+    own, others = ["DATA", "HEADS", "SEED", "LR", "OUT"], ["NODES", "GPUS", "TEACHERS"]
+    check_environment(own + others, environment=environment)
+    check_environment(own, others, environment)
     assert [distance("kitten", "sitting"), distance("", "abc"), distance("SEED", "SEED")] == [3, 3, 0]
 
 

@@ -229,9 +229,12 @@ def choose_pairs(data: Path, wanted: str) -> list[str]:
 
 def _from_environment(role: str) -> tuple[dict[str, str], dict[str, str]]:
     """Settings and places. Raises UserError for what is misspelt."""
-    own = {name.upper() for name in SETTINGS if role == "student" or name not in _OF_TEACHING}
-    places = {*_PLACES, *(_PLACES_OF_STUDENTS if role == "student" else ())}
-    check_environment(own | places)
+    of_students = {*(name.upper() for name in _OF_TEACHING), *_PLACES_OF_STUDENTS}
+    of_all = {*(name.upper() for name in SETTINGS), *_PLACES} - of_students
+    if role == "student":
+        check_environment(of_all | of_students)
+    else:
+        check_environment(of_all, of_students)
     settings = {name: os.environ[name.upper()] for name in SETTINGS if os.environ.get(name.upper())}
     if (paper := os.environ.get("PAPER", "")) not in ("", "0", "1"):
         raise UserError(f"PAPER is '{paper}'; give 1 for the settings of Tan et al.'s scripts")
