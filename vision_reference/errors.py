@@ -20,6 +20,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from types import TracebackType
 from typing import NoReturn
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)  # what ends a run that was right
@@ -108,6 +109,25 @@ def run_command(name: str, command: Callable[[], object], *, go_on: str = "", de
         if isinstance(error, BrokenPipeError):  # Python would try to write what is left, and fail again
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(status)
+
+
+def answer_at_once(name: str, parse_args: Callable[[], object]) -> None:
+    """Before imports that take seconds: answer --help and mistakes in the flags, and let Ctrl-C meanwhile be one line.
+
+    Args:
+        name: of the command, begins the line.
+        parse_args: parses the command line; it is called again when all is imported.
+    """
+    run_command(name, parse_args)
+
+    def uncaught(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+        if not isinstance(error, KeyboardInterrupt):
+            return sys.__excepthook__(kind, error, trace)
+        if _speaks_for_all(error):
+            _print_last(f"{name}: {_ending(error, '')[1]}")
+        sys.exit(130)
+
+    sys.excepthook = uncaught
 
 
 def _behind(error: BaseException) -> BaseException:

@@ -26,10 +26,10 @@ if not __package__:  # run as a file: the root of the clone takes the place of i
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from vision_reference.arguments import parse_store_args
-from vision_reference.errors import UserError, run_command
+from vision_reference.errors import UserError, answer_at_once, run_command
 
-if __name__ == "__main__":  # before torch is imported, which takes seconds: --help and mistakes are answered at once
-    run_command("store_soft_labels.py", parse_store_args)
+if __name__ == "__main__":  # before torch is imported, which takes seconds
+    answer_at_once("store_soft_labels.py", parse_store_args)
 
 import numpy as np
 import torch

@@ -29,10 +29,10 @@ if not __package__:  # run as a file: the root of the clone takes the place of i
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from vision_reference.arguments import changed_flags, follow_description, follow_start, named_teachers, parse_args
-from vision_reference.errors import Terminated, UserError, run_command, some
+from vision_reference.errors import Terminated, UserError, answer_at_once, run_command, some
 
-if __name__ == "__main__":  # before torch is imported, which takes seconds: --help and mistakes are answered at once
-    run_command("train.py", parse_args)
+if __name__ == "__main__":  # before torch is imported, which takes seconds
+    answer_at_once("train.py", parse_args)
 
 import numpy as np
 import torch

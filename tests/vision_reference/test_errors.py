@@ -147,3 +147,14 @@ def test_a_reader_that_goes_away_is_no_error():
     run.stdout.close()
     assert run.stderr.read() == b""
     assert run.wait() == 141
+
+
+@pytest.mark.parametrize("command", ["train.py", "store_soft_labels.py --teacher resnet18 --teacher-weights x"])
+def test_ctrl_c_while_torch_is_imported_is_one_line(command, request, tmp_path):
+    (tmp_path / "torch.py").write_text("import os, signal\nos.kill(os.getpid(), signal.SIGINT)\n")
+    script, *flags = command.split()
+    path = request.config.rootpath / "vision_reference" / script
+    words = [sys.executable, str(path), "--data-path", "data", "--output-dir", str(tmp_path / "new"), *flags]
+    done = subprocess.run(words, env={**os.environ, "PYTHONPATH": str(tmp_path)}, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (130, "")
+    assert done.stderr == f"{script}: stopped by Ctrl-C\n"
