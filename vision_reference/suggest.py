@@ -22,7 +22,8 @@ from typing import NamedTuple
 if not __package__:  # run as a file: the root of the clone takes the place of its own folder
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from vision_reference.analysis.flags import Parser, count
+from vision_reference.analysis.flags import Parser, count, folder, path
+from vision_reference.arguments import filled_text
 from vision_reference.arguments import parse_args as parse_train_args
 from vision_reference.errors import UserError, run_command
 from vision_reference.images import survey
@@ -95,11 +96,12 @@ class Suggestion:
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     """Parsed flags."""
     parser = Parser("suggest.py", __doc__ or "")
-    parser.add_argument("data", type=Path, metavar="DATA", help="folder of images")
-    parser.add_argument("--teacher", metavar="NAME", help="network of the teacher (default: chosen by the images)")
-    parser.add_argument("--model", metavar="NAME", help="network of the student (default: chosen by the images)")
+    parser.add_argument("data", type=path, metavar="DATA", help="folder of images")
+    for flag, role in (("--teacher", "teacher"), ("--model", "student")):
+        about = f"network of the {role} (default: chosen by the images)"
+        parser.add_argument(flag, type=filled_text, metavar="NAME", help=about)
     parser.add_argument(
-        "--output", type=Path, metavar="DIR", help="folder of the runs that are suggested (default: results/<DATA>)"
+        "--output", type=folder, metavar="DIR", help="folder of the runs that are suggested (default: results/<DATA>)"
     )
     parser.add_argument(
         "--sample", type=count, default=_LOOKED_AT, metavar="N", help=f"images to decode (default: {_LOOKED_AT})"
@@ -397,18 +399,24 @@ def main(args: argparse.Namespace) -> None:
     """Look, advise, print.
 
     Raises:
-        UserError: no data, or data that makes no sense.
+        UserError: no data, data that makes no sense, or no such network.
     """
     layout = survey.find_layout(args.data)
+    if len(layout.classes) < 2:
+        raise UserError(f"{args.data} has images of one class ({layout.classes[0]}): there is nothing to tell apart")
     sizes = survey.class_sizes(layout.train, layout.classes)
     split = choose_split(sizes, len(layout.val or ()))
+    from vision_reference.networks import by_name  # takes seconds: mistakes in the data are told before
+
+    for name in filter(None, (args.teacher, args.model)):
+        by_name.outline(name, len(layout.classes))
     paths = survey.spread(layout.train, args.sample)
     look = survey.look_at(paths, min(8, len(os.sched_getaffinity(0))))
     images, validation = len(layout.train), len(layout.val or ())
     if split:
         taken = sum(max(1, round(float(split.value[0]) * size)) for size in sizes)
         images, validation = images - taken, taken
-    import torch  # takes seconds: mistakes are told before
+    import torch
 
     facts = Facts(images, validation, sizes, look, layout.dataset, torch.cuda.device_count())
     networks = choose_networks(facts)

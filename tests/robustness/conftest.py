@@ -115,6 +115,12 @@ def _data(folder: Path) -> None:
     _images(folder / "broken-class", both)
     for path in (folder / "broken-class" / "train" / "dog").iterdir():
         path.write_bytes(path.read_bytes()[:40])
+    _images(folder / "all-broken", {"train": 2})
+    for path in (folder / "all-broken").rglob("*.png"):
+        path.write_bytes(b"no picture")
+    for name in ("tensorboard", "wandb", "mlruns"):  # files where --track makes folders
+        (folder / "new-but-taken").mkdir(exist_ok=True)
+        (folder / "new-but-taken" / name).touch()
     _images(folder / "float", both)
     Image.fromarray(np.zeros((32, 32), np.float32)).save(folder / "float" / "val" / "cat" / "0.tif")
     _images(folder / "train-file", {"val": 3})

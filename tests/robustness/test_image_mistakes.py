@@ -8,6 +8,7 @@ and below it a part of the line that answers it. Everything runs in this process
 import contextlib
 import ctypes
 import errno
+import functools
 import io
 import os
 import re
@@ -27,7 +28,7 @@ from scripts.bench import damaged_files, kd_loss, loader, smoothing_detector, so
 from scripts.demo import digits
 from scripts.demo import images as demo
 from scripts.lib import alpha_t_table, jobs
-from vision_reference import export, predict, store_soft_labels, train
+from vision_reference import export, predict, store_soft_labels, suggest, train
 from vision_reference.analysis import diffusion_index, inspect_teacher, penultimate
 from vision_reference.arguments import parse_args, parse_store_args
 from vision_reference.errors import run_command
@@ -37,6 +38,7 @@ COMMANDS = {
     "store_soft_labels": lambda: store_soft_labels.main(parse_store_args()),
     "predict": lambda: predict.main(predict.parse_args()),
     "export": lambda: export.main(export.parse_args()),
+    "suggest": lambda: suggest.main(suggest.parse_args()),
     "penultimate": lambda: penultimate.main(penultimate.parse_args()),
     "inspect_teacher": lambda: inspect_teacher.main(inspect_teacher.parse_args()),
     "diffusion_index": lambda: diffusion_index.main(diffusion_index.parse_args()),
@@ -120,6 +122,14 @@ def variable(name: str, value: str) -> Iterator[None]:
 
 
 @contextlib.contextmanager
+def without_package(name: str) -> Iterator[None]:
+    """A package that is not installed."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(sys.modules, name, None)
+        yield
+
+
+@contextlib.contextmanager
 def folder_that_is_gone() -> Iterator[None]:
     before, gone = Path.cwd(), Path("gone")
     gone.mkdir()
@@ -148,6 +158,9 @@ SITUATIONS = {
     "config unreadable": lambda: modes(y__good_DOT_yaml=0),
     "records unreadable": lambda: modes(records__good=0),
     "in a folder that is gone": folder_that_is_gone,
+    **{f"without {name}": functools.partial(without_package, name) for name in ("tensorboard", "wandb", "mlflow")},
+    "WANDB_MODE=sideways": lambda: variable("WANDB_MODE", "sideways"),
+    "MLFLOW_TRACKING_URI=gopher://nowhere": lambda: variable("MLFLOW_TRACKING_URI", "gopher://nowhere"),
 }
 
 

@@ -177,10 +177,11 @@ def test_loose_images_and_classes_of_one_are_refused(photographs, tmp_path):
 
 
 def test_unreadable_data_is_refused(tmp_path):
-    (tmp_path / "train" / "cat").mkdir(parents=True)
-    for number in range(2):
-        (tmp_path / "train" / "cat" / f"{number}.jpg").write_bytes(b"no image")
-    with pytest.raises(UserError, match="none of 2 images can be read"):
+    for name in ("cat", "dog"):
+        (tmp_path / "train" / name).mkdir(parents=True)
+        for number in range(2):
+            (tmp_path / "train" / name / f"{number}.jpg").write_bytes(b"no image")
+    with pytest.raises(UserError, match="none of 4 images can be read"):
         main(suggest.parse_args([str(tmp_path)]))
 
 

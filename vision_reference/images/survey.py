@@ -94,6 +94,9 @@ def find_layout(root: Path) -> Layout:
 
 def _classes_alone(root: Path) -> Layout:
     """Folders of classes without train/ above them: a folder of links gives them one."""
+    if (root / "train").exists() or (root / "val").is_dir():
+        have = "train, which is a file" if (root / "train").exists() else "val/, but no train/"
+        raise UserError(f"{root} has {have}; give a folder with train/, one folder of images per class in it")
     if not any(path.is_dir() for path in root.iterdir()):
         loose = sum(path.suffix.lower() in ENDINGS for path in root.iterdir())
         have = f"{loose} images, but no folders" if loose else "no folders"

@@ -40,7 +40,11 @@ def build_model(name: str, num_classes: int) -> nn.Module:
     if name in cifar_resnets.NAMES:
         return cifar_resnets.build(name, num_classes)
     if is_own(name):
-        model = import_function(name, "network")(num_classes=num_classes)
+        function = import_function(name, "network")
+        try:
+            model = function(num_classes=num_classes)
+        except TypeError as error:
+            raise UserError(f"network {name}: calling it with num_classes={num_classes} fails ({error})") from error
         if not isinstance(model, nn.Module):
             raise UserError(f"network {name}: the function returned {type(model).__name__}, not a torch.nn.Module")
         return model
@@ -99,7 +103,7 @@ def build_filled(name: str, num_classes: int, state: dict[str, Tensor], source: 
     """
     state = _without_auxiliary_heads(state)
     # Shapes are compared before the network is made: a small file that claims to be a huge one costs nothing.
-    checkpoints.check_shapes(_without_memory(name, num_classes), state, source)
+    checkpoints.check_shapes(outline(name, num_classes), state, source)
     model = build_model(name, num_classes)
     checkpoints.load_weights(model, state, source)
     return model
@@ -112,7 +116,7 @@ def saved_classes(name: str, state: dict[str, Tensor], source: str) -> int:
         UserError: no such network, or ``state`` does not fit it.
     """
     state = _without_auxiliary_heads(state)
-    shaped = heads.shape_heads_like(_without_memory(name, 1), state)
+    shaped = heads.shape_heads_like(outline(name, 1), state)
     checkpoints.check_shapes(shaped, state, source)
     return heads.class_count(shaped)
 
@@ -121,8 +125,8 @@ def _without_auxiliary_heads(state: dict[str, Tensor]) -> dict[str, Tensor]:
     return {key: value for key, value in state.items() if not key.startswith(_AUXILIARY_PREFIXES)}
 
 
-def _without_memory(name: str, num_classes: int) -> nn.Module:
-    """The network on the meta device: names and shapes alone."""
+def outline(name: str, num_classes: int) -> nn.Module:
+    """The network on the meta device: names and shapes alone. Raises UserError as ``build_model``."""
     try:
         with torch.device("meta"):
             return build_model(name, num_classes)

@@ -212,8 +212,9 @@ def _read_state(folder: Path) -> dict[str, str]:
 
 
 def _without_secrets(error: Exception) -> str:
-    """The first line of an error, without what the environment keeps to itself."""
-    text = (str(error).strip() or type(error).__name__).splitlines()[0][:300]
+    """The first line of an error, or all of a refused setting's, without what the environment keeps to itself."""
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    text = " ".join(" ".join(lines if isinstance(error, ValueError) else lines[:1]).split())[:300]
     for name in _SECRETS:
         if value := os.environ.get(name):
             text = text.replace(value, name)
