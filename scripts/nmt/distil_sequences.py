@@ -43,12 +43,13 @@ def get_args_parser() -> argparse.ArgumentParser:
     parser.add_argument("--data", type=flags.path, required=True, metavar="DIR", help="folder made by prepare.py")
     parser.add_argument(
         "--experts",
+        type=flags.filled_text,
         required=True,
         metavar="DIR",
         help="folder made by train_experts.sh; or each pair's checkpoint, en-de=PATH,en-ru=PATH",
     )
     parser.add_argument("--output", type=flags.path, required=True, metavar="DIR", help="folder to make")
-    parser.add_argument("--pairs", help="such as en-de,en-ru (default: all of --data)")
+    parser.add_argument("--pairs", type=flags.filled_text, help="such as en-de,en-ru (default: all of --data)")
     parser.add_argument("--beam", type=int, default=5, help="beam size (default: %(default)s)")
     parser.add_argument("--keep-original", action="store_true", help="keep the original sentence pairs, too")
     parser.add_argument(
@@ -170,11 +171,11 @@ def keep_plan(folder: Path, recipe) -> None:
 
     plan = {**recipe.as_json(), "block_lines": BLOCK_LINES}
     path = folder / "plan.json"
-    try:
-        held = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    if not any(folder.glob("blocks/*/*")):  # such as after an expert that could not be read
         write_json(path, plan)
         return
+    try:
+        held = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         held = None
     if held != plan:

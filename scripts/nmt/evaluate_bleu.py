@@ -40,7 +40,7 @@ COMET_MODEL = "Unbabel/wmt22-comet-da"
 def get_args_parser() -> argparse.ArgumentParser:
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--checkpoint", type=flags.path, metavar="C", help="of an expert or a student")
-    parser.add_argument("--lang-pairs", help="such as en-de,en-ru")
+    parser.add_argument("--lang-pairs", type=flags.filled_text, help="such as en-de,en-ru")
     parser.add_argument("--output", type=flags.path, metavar="FILE", help="JSON file to write")
     parser.add_argument(
         "--data-bin", type=flags.path, metavar="D", help="the data-bin that prepare.py made: score its --subset"

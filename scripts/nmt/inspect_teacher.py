@@ -58,7 +58,9 @@ def get_args_parser() -> flags.Parser:
     """The command line."""
     parser = flags.Parser("inspect_teacher.py", __doc__)
     add_references(parser, subset="valid", max_tokens=2048)
-    parser.add_argument("--checkpoint", required=True, metavar="C", help="the expert, or a multilingual model")
+    parser.add_argument(
+        "--checkpoint", type=flags.filled_text, required=True, metavar="C", help="the expert, or a multilingual model"
+    )
     flags.add_output(parser)
     parser.add_argument(
         "--tokens", type=flags.count, metavar="N", help="tokens looked at closely (default: as many as memory allows)"

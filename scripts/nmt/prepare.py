@@ -47,16 +47,20 @@ def get_args_parser() -> argparse.ArgumentParser:
         required=True,
         help="folder of <prefix>.<src>-<tgt>.<lang> or <prefix>.<lang>, each as it is or with .gz",
     )
-    parallel.add_argument("--pairs", required=True, help="such as en-de,en-fr")
+    parallel.add_argument("--pairs", type=flags.filled_text, required=True, help="such as en-de,en-fr")
     for split in parallel_text.SPLITS:
-        parallel.add_argument(f"--{split}", default=split, metavar="PREFIX", help="default: %(default)s")
+        parallel.add_argument(
+            f"--{split}", type=flags.filled_text, default=split, metavar="PREFIX", help="default: %(default)s"
+        )
     _add_cleaning(parallel)
     _add_common(parallel, vocab_size=30_000, model_type="bpe")
 
     iwslt = commands.add_parser("iwslt", help="original IWSLT 2014 archives, read without unpacking them")
     iwslt.set_defaults(prepare=prepare_iwslt)
     iwslt.add_argument("archives", type=flags.path, nargs="+", metavar="<lang>-en.tgz")
-    iwslt.add_argument("--pairs", help="such as en-de,ru-en (default: English into each archive's language)")
+    iwslt.add_argument(
+        "--pairs", type=flags.filled_text, help="such as en-de,ru-en (default: English into each archive's language)"
+    )
     _add_cleaning(iwslt)
     _add_common(iwslt, vocab_size=30_000, model_type="bpe")
     return parser

@@ -29,9 +29,8 @@ def get_args_parser() -> argparse.ArgumentParser:
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add_references(parser, subset="train", max_tokens=4096)
-    add(
-        "--teacher", required=True, metavar="C", help="the expert's checkpoint; several, joined by ':', are an ensemble"
-    )
+    teacher = "the expert's checkpoint; several, joined by ':', are an ensemble"
+    add("--teacher", type=flags.filled_text, required=True, metavar="C", help=teacher)
     add("--output", type=flags.path, required=True, metavar="DIR", help="folder to make, or to go on with")
     add("--top-k", type=flags.count, default=8, metavar="K", help="entries kept for each word (default: %(default)s)")
     temperatures = "values that --kd-temperature can take in training (default: %(default)s)"

@@ -37,10 +37,16 @@ def get_args_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "checkpoint", type=flags.path, metavar="CHECKPOINT", help="such as results/student/checkpoint_best.pt"
     )
-    parser.add_argument("--to", required=True, metavar="LANG", dest="target", help="language to translate into")
     parser.add_argument(
-        "--from", metavar="LANG", dest="source", help="language of the text; needed where several lead to --to"
+        "--to",
+        type=flags.filled_text,
+        required=True,
+        metavar="LANG",
+        dest="target",
+        help="language to translate into",
     )
+    source = "language of the text; needed where several lead to --to"
+    parser.add_argument("--from", type=flags.filled_text, metavar="LANG", dest="source", help=source)
     parser.add_argument("--beam", type=int, default=5, help="beam size (default: %(default)s)")
     parser.add_argument("--cpu", action="store_true", help="leave GPUs alone")
     return parser

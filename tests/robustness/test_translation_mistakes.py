@@ -26,7 +26,15 @@ import sentencepiece
 import torch
 
 from fairseq_plugins.files import seal, unseal
-from scripts.nmt import distil_sequences, evaluate_bleu, export, prepare, store_teacher_outputs, translate
+from scripts.nmt import (
+    distil_sequences,
+    evaluate_bleu,
+    export,
+    inspect_teacher,
+    prepare,
+    store_teacher_outputs,
+    translate,
+)
 from scripts.nmt.lib import recipe
 from scripts.nmt.lib.user_error import run_cli
 from vision_reference.errors import run_command
@@ -49,6 +57,7 @@ COMMANDS = {
     "translate": translate.main,
     "evaluate_bleu": evaluate_bleu.main,
     "export": export.main,
+    "inspect_teacher": inspect_teacher.main,
     "distil_sequences": distil_sequences.main,
     "store_teacher_outputs": store_teacher_outputs.main,
     "train_student": lambda: run_command("train_student.py", recipe.main),  # as the script calls it

@@ -11,8 +11,8 @@ def add_references(parser: argparse.ArgumentParser, *, subset: str, max_tokens: 
     """--data-bin, --lang-pair, --subset and --max-tokens, the last two with these defaults."""
     add, default = parser.add_argument, "(default: %(default)s)"
     add("--data-bin", type=flags.path, required=True, metavar="D", help="folder of fairseq-preprocess")
-    add("--lang-pair", required=True, help="such as en-de")
-    add("--subset", default=subset, help=f"split of the data {default}")
+    add("--lang-pair", type=flags.filled_text, required=True, help="such as en-de")
+    add("--subset", type=flags.filled_text, default=subset, help=f"split of the data {default}")
     tokens = f"source or target tokens in a batch {default}"
     add("--max-tokens", type=flags.count, default=max_tokens, metavar="N", help=tokens)
 

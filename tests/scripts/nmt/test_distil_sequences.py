@@ -147,12 +147,23 @@ def test_a_damaged_block_is_named_and_one_of_another_size_refused(tmp_path, monk
 
 
 def test_blocks_of_other_settings_are_kept_and_refused(pipeline, data, tmp_path, monkeypatch):
-    (tmp_path / "out.partial").mkdir()
+    block = tmp_path / "out.partial" / "blocks" / "en-de" / "000000.json"
+    block.parent.mkdir(parents=True)
+    block.write_text("[]")
     (tmp_path / "out.partial" / "plan.json").write_text('{"source": "distilled"}')
     places = ("--data", data, "--experts", pipeline / "experts", "--output", tmp_path / "out")
     with pytest.raises(UserError, match="holds translations made with other settings; remove it, or choose another"):
         run(monkeypatch, *places)
-    assert (tmp_path / "out.partial" / "plan.json").exists()
+    assert block.read_text() == "[]"
+
+
+def test_an_expert_that_is_none_does_not_stand_in_the_way_of_the_right_one(pipeline, data, tmp_path, monkeypatch):
+    (tmp_path / "wrong.pt").write_text("no checkpoint")
+    places = ("--data", data, "--pairs", "en-de", "--output", tmp_path / "out")
+    with pytest.raises(UserError, match="checkpoint"):
+        run(monkeypatch, *places, "--experts", f"en-de={tmp_path / 'wrong.pt'}")
+    run(monkeypatch, *places, "--experts", pipeline / "experts")
+    assert (tmp_path / "out" / "manifest.json").is_file()
 
 
 def test_experts_are_a_folder_or_one_checkpoint_for_each_pair(tmp_path):
