@@ -25,7 +25,7 @@ from pathlib import Path
 if not __package__:  # run as a file: the root of the clone takes the place of its own folder
     sys.path[0] = str(Path(__file__).resolve().parents[2])
 
-from scripts.nmt.lib.references_flags import add_references, one_pair
+from scripts.nmt.lib.references_flags import add_references
 from scripts.nmt.lib.user_error import UserError, run_cli
 from vision_reference.analysis import diffusion_index, flags
 from vision_reference.errors import UserError as AnalysisError
@@ -45,15 +45,14 @@ def get_args_parser() -> flags.Parser:
 def main() -> None:
     """Collect, compute, write."""
     args = get_args_parser().parse_args()
-    pair = one_pair(args.lang_pair)
     try:
         diffusion_index.check_arguments(args)
-        run(args, pair)
+        run(args)
     except AnalysisError as error:
         raise UserError(str(error)) from None
 
 
-def run(args, pair) -> None:
+def run(args) -> None:
     """The command after its checks."""
     from scripts.nmt.lib.recorded_model import import_fairseq
 
@@ -61,7 +60,7 @@ def run(args, pair) -> None:
     logging.getLogger("fairseq").setLevel(logging.WARNING)  # it tells of every file that it opens
     from scripts.nmt.lib import decoder_features as decoder
 
-    references = decoder.open_references(args.data_bin, pair, args.subset)
+    references = decoder.open_references(args.data_bin, args.pair, args.subset)
     classes = decoder.frequent_tokens(references, args.classes)
     names = [references.dictionary[int(entry)] for entry in classes]
 

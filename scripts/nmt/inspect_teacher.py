@@ -20,7 +20,7 @@ if not __package__:  # run as a file: the root of the clone takes the place of i
     sys.path[0] = str(Path(__file__).resolve().parents[2])
 
 from scripts.nmt.lib.lang_pair import LangPair
-from scripts.nmt.lib.references_flags import add_references, one_pair
+from scripts.nmt.lib.references_flags import add_references
 from scripts.nmt.lib.user_error import UserError, run_cli
 from vision_reference.analysis import flags, inspect_teacher
 from vision_reference.errors import UserError as AnalysisError
@@ -72,14 +72,13 @@ def get_args_parser() -> flags.Parser:
 def main() -> None:
     """Collect, inspect, write."""
     args = get_args_parser().parse_args()
-    pair = one_pair(args.lang_pair)
     try:
-        run(args, pair)
+        run(args)
     except AnalysisError as error:
         raise UserError(str(error)) from None
 
 
-def run(args, pair: LangPair) -> None:
+def run(args) -> None:
     """The command after its checks."""
     from scripts.nmt.lib.recorded_model import as_dict, import_fairseq, read_recorded
 
@@ -88,6 +87,7 @@ def run(args, pair: LangPair) -> None:
     from scripts.nmt.lib import decoder_features as decoder
     from vision_reference.analysis import drawing
 
+    pair: LangPair = args.pair
     references = decoder.open_references(args.data_bin, pair, args.subset)
     recorded = read_recorded(Path(args.checkpoint))
     recorded.require([pair])

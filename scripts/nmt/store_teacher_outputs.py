@@ -19,7 +19,7 @@ if not __package__:  # run as a file: the root of the clone takes the place of i
     sys.path[0] = str(Path(__file__).resolve().parents[2])
 
 from scripts.nmt.lib.recorded_model import import_fairseq
-from scripts.nmt.lib.references_flags import add_references, one_pair
+from scripts.nmt.lib.references_flags import add_references
 from scripts.nmt.lib.user_error import UserError, run_cli
 from vision_reference.analysis import flags
 from vision_reference.errors import Parser
@@ -34,7 +34,7 @@ def get_args_parser() -> argparse.ArgumentParser:
     add("--output", type=flags.path, required=True, metavar="DIR", help="folder to make, or to go on with")
     add("--top-k", type=flags.count, default=8, metavar="K", help="entries kept for each word (default: %(default)s)")
     temperatures = "values that --kd-temperature can take in training (default: %(default)s)"
-    add("--temperatures", default="1,2,3,64", metavar="T,...", help=temperatures)
+    add("--temperatures", type=parse_temperatures, default="1,2,3,64", metavar="T,...", help=temperatures)
     add("--workers", type=flags.count, metavar="N", help="processes (default: one for each GPU, or each core)")
     add("--cpu", action="store_true", help="leave GPUs alone")
     precision = "in which the expert runs; others than %(default)s on GPUs only (default: %(default)s)"
@@ -43,7 +43,7 @@ def get_args_parser() -> argparse.ArgumentParser:
 
 
 def parse_temperatures(text: str) -> list[float]:
-    """`1,2,64` -> [1.0, 2.0, 64.0]. Raises UserError for anything but distinct numbers above 0."""
+    """An argparse type: `1,2,64` -> [1.0, 2.0, 64.0]. Raises UserError for anything but distinct numbers above 0."""
     try:
         temperatures = [float(item) for item in text.split(",")]
     except ValueError:
@@ -55,13 +55,11 @@ def parse_temperatures(text: str) -> list[float]:
 
 def main() -> None:
     args = get_args_parser().parse_args()
-    args.pair, args.temperatures = one_pair(args.lang_pair), parse_temperatures(args.temperatures)
     import_fairseq()
     from scripts.nmt.lib.store_outputs import store
 
     logging.disable(logging.INFO)  # fairseq's account of every file it opens
     warnings.filterwarnings("ignore", message="Support for mismatched key_padding_mask")  # stock fairseq's own masks
-    del args.lang_pair
     store(**vars(args))
 
 

@@ -56,13 +56,11 @@ class Writer(ExitStack):
         super().__init__()
         self.folder, self.plan, self.blocks = folder, plan, store.all_blocks(plan)
         self.done: set[int] = set()
-        self.whole = False
         self._files: list[BinaryIO] = []
         try:
-            if number == 0:
-                self.whole = self._begin()
-            else:
+            if number:
                 self._lock(first=False)
+            self.whole = number == 0 and self._begin()
             if not self.whole:
                 self._files = [self._open(name, "r+b") for name in FILES]
                 self._files.append(self._open(_JOURNALS.replace("*", str(number)), "ab"))

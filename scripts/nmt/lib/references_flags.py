@@ -8,18 +8,18 @@ from vision_reference.analysis import flags
 
 
 def add_references(parser: argparse.ArgumentParser, *, subset: str, max_tokens: int) -> None:
-    """--data-bin, --lang-pair, --subset and --max-tokens, the last two with these defaults."""
+    """--data-bin, --lang-pair (as `pair`), --subset and --max-tokens, the last two with these defaults."""
     add, default = parser.add_argument, "(default: %(default)s)"
     add("--data-bin", type=flags.path, required=True, metavar="D", help="folder of fairseq-preprocess")
-    add("--lang-pair", type=flags.filled_text, required=True, help="such as en-de")
+    add("--lang-pair", dest="pair", type=_one_pair, required=True, metavar="PAIR", help="such as en-de")
     add("--subset", type=flags.filled_text, default=subset, help=f"split of the data {default}")
     tokens = f"source or target tokens in a batch {default}"
     add("--max-tokens", type=flags.count, default=max_tokens, metavar="N", help=tokens)
 
 
-def one_pair(text: str) -> LangPair:
-    """The pair of --lang-pair. Raises UserError where it is none, or several."""
-    pair, *more = parse_pairs(text)
+def _one_pair(text: str) -> LangPair:
+    """An argparse type. Raises UserError where it is no pair, or several."""
+    pair, *more = parse_pairs(flags.filled_text(text))
     if more:
         raise UserError(f"--lang-pair {text}: one pair at a time; name one")
     return pair

@@ -53,7 +53,9 @@ def store(
     if top_k > vocabulary_size:
         raise UserError(f"--top-k {top_k} is more than the {vocabulary_size} entries of {vocabulary.target_path}")
     expert, files = load_teacher(teacher, vocabulary), [Path(path) for path in teacher.split(":")]
-    offsets = np.concatenate([[0], np.cumsum(_words(dataset, expert))]).astype("<i8")
+    # sentences too long for the teacher have no records: as `Teacher.question` decides about them
+    fits = (dataset.src_sizes < expert.max_source) & (dataset.tgt_sizes < expert.max_target)
+    offsets = np.concatenate([[0], np.cumsum(np.where(fits, dataset.tgt_sizes, 0))]).astype("<i8")
     if not offsets[-1]:
         raise UserError(f"{pair} {subset}: no sentence is short enough for the teacher")
     plan = {
@@ -90,13 +92,6 @@ def store(
         _write_blocks(writer, Worker(plan, offsets, dataset, expert, max_tokens), seen)
         writer.finish()
     print(f"stored {output}")
-
-
-def _words(dataset: LanguagePairDataset, teacher: Teacher) -> np.ndarray:
-    """(N,) target tokens of each sentence, end of sentence included; 0 where it is too long for the teacher."""
-    # as `Teacher.soft_labels` decides about them
-    fits = (np.asarray(dataset.src_sizes) < teacher.max_source) & (np.asarray(dataset.tgt_sizes) < teacher.max_target)
-    return np.where(fits, dataset.tgt_sizes, 0)
 
 
 def _write_blocks(writer: Writer, worker: "Worker", seen: list[str]) -> None:

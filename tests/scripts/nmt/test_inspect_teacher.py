@@ -128,6 +128,5 @@ def test_what_does_not_fit_is_one_line(command, pipeline, tmp_path):
         inspect_teacher.run(
             inspect_teacher.get_args_parser().parse_args(
                 [*map(str, start), "--checkpoint", str(tmp_path / "none.pt"), "--lang-pair", "en-de"]
-            ),
-            LangPair("en", "de"),
+            )
         )
