@@ -37,6 +37,9 @@ _STORE_EPILOG = """examples:
       --teacher resnet18 --teacher-weights teacher/best.pth --output-dir teacher/soft_labels --check 100
   torchrun --nproc_per_node 8 vision_reference/store_soft_labels.py --data-path DATA --views 10 --top-k 50 --amp \\
       --teacher resnet50 --teacher-weights teacher/best.pth --output-dir teacher/soft_labels
+  torchrun --nproc_per_node 8 vision_reference/store_soft_labels.py --data-path DATA --top-k 50 --amp \\
+      --teacher resnet50 --teacher-weights smooth/best.pth --output-dir smooth/soft_labels \\
+      --same-views-as teacher/soft_labels
 """
 
 

@@ -1,17 +1,9 @@
 """Store what a teacher says about M views of each training image, once for all students that learn from it.
 
-    # 10 views of each image, all classes
-    torchrun --nproc_per_node 8 vision_reference/store_soft_labels.py --data-path DATA --amp --views 10 \
-        --teacher resnet50 --teacher-weights teacher/best.pth --output-dir teacher/soft_labels
-    # the same views for a second teacher
-    torchrun --nproc_per_node 8 vision_reference/store_soft_labels.py --data-path DATA --amp \
-        --teacher resnet50 --teacher-weights smooth/best.pth --output-dir smooth/soft_labels \
-        --same-views-as teacher/soft_labels
-    # are 100 of them what the teacher says?
-    python vision_reference/store_soft_labels.py ... --check 100
-
 A view is all that ``train.py`` would do to an image in one epoch; its seed fixes it to the bit (decoded on the CPU). A
 run that was killed goes on where it was, on any number of processes, and ends with the same bytes.
+
+Examples: ``--help``; docs/stored_teachers.md.
 """
 
 import argparse
