@@ -30,7 +30,6 @@ import importlib
 import json
 import multiprocessing
 import os
-import statistics
 import sys
 import time
 from collections.abc import Callable
@@ -48,6 +47,7 @@ if not __package__:  # run as a file: the root of the clone takes the place of i
 
 from fairseq_plugins.losses.fused import fused_distil
 from fairseq_plugins.losses.soft_labels import ProjectedLogits, SoftLabels, TopKLogits
+from scripts.bench.timing import spread
 from vision_reference.analysis.flags import count, new_file, temperature
 from vision_reference.errors import Parser, run_command
 
@@ -280,11 +280,6 @@ def check_same(setting: Setting) -> float:
     with torch.no_grad():
         dense, fused = (float(step_of(way)(inputs, part)) for way in (BASELINE, "fused"))
     return abs(fused / dense - 1)
-
-
-def spread(values: list[float]) -> dict[str, float]:
-    """Median, smallest and largest of ``values``."""
-    return {"median": statistics.median(values), "min": min(values), "max": max(values)}
 
 
 def summarize(seconds: dict[str, list[float]], memory: dict[str, int]) -> dict[str, dict]:

@@ -19,7 +19,6 @@ what a GPU does; on a CPU our loader uses it only where more is done than croppi
 import argparse
 import json
 import os
-import statistics
 import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -38,6 +37,7 @@ from tqdm import tqdm
 if not __package__:  # run as a file: the root of the clone takes the place of its own folder
     sys.path[0] = str(Path(__file__).resolve().parents[2])
 
+from scripts.bench.timing import spread
 from vision_reference.analysis.flags import natural, new_file, path
 from vision_reference.data import Look, Reading, val_loader
 from vision_reference.errors import Parser, UserError, run_command
@@ -344,12 +344,8 @@ def summarize(rates: dict[str, list[float]]) -> dict:
     ratios = []
     for ours, baseline, bar in RATIOS:
         each = [a / b for a, b in zip(rates[ours], rates[baseline], strict=True)]
-        ratios.append({"way": ours, "baseline": baseline, "bar": bar, **_spread(each)})
-    return {"images_per_second": {name: _spread(values) for name, values in rates.items()}, "ratios": ratios}
-
-
-def _spread(values: list[float]) -> dict[str, float]:
-    return {"median": statistics.median(values), "min": min(values), "max": max(values)}
+        ratios.append({"way": ours, "baseline": baseline, "bar": bar, **spread(each)})
+    return {"images_per_second": {name: spread(values) for name, values in rates.items()}, "ratios": ratios}
 
 
 def report(summary: dict) -> str:
