@@ -120,8 +120,8 @@ def main(args: argparse.Namespace) -> None:
         for leftover in target.parent.glob(f".{target.stem}.partial*"):
             leftover.unlink()
     beside["config"].write_text(config(facts), encoding="utf-8")
-    beside["card"].write_text(card(facts, target, args, report), encoding="utf-8")
-    print(summary(target, args, report))
+    beside["card"].write_text(card(facts, target, args.format, report), encoding="utf-8")
+    print(summary(target, args.format, report, int8=args.int8))
 
 
 def target_of(output: Path, form: str) -> Path:
@@ -369,10 +369,10 @@ def _usage(facts: Mapping, target: Path, form: str) -> str:
     return f'model = torchvision.models.get_model("{arch}", num_classes={count}).eval()\n{load}'
 
 
-def card(facts: Mapping, target: Path, args: argparse.Namespace, report: Mapping) -> str:
+def card(facts: Mapping, target: Path, form: str, report: Mapping) -> str:
     """The model card, in Markdown with the Hub's front matter."""
     shown, classes = facts["input"], facts["classes"]
-    library = "onnx" if args.format == "onnx" else "pytorch"
+    library = "onnx" if form == "onnx" else "pytorch"
     head = ["---", "tags:", "- image-classification", f"library_name: {library}"]
     head += [f"license: {facts['licence']}"] * bool(facts["licence"]) + ["---"]
     told = facts["accuracy"] is not None
@@ -395,7 +395,7 @@ def card(facts: Mapping, target: Path, args: argparse.Namespace, report: Mapping
             f"by ({std}).",
             "",
             "```python",
-            _usage(facts, target, args.format),
+            _usage(facts, target, form),
             "```",
             "",
             "Checked when it was exported: " + _findings(report) + ".",
@@ -414,9 +414,9 @@ def _findings(report: Mapping) -> str:
     return found
 
 
-def summary(target: Path, args: argparse.Namespace, report: Mapping) -> str:
+def summary(target: Path, form: str, report: Mapping, *, int8: bool) -> str:
     """What the user reads at the end."""
-    lines = [f"{target}: {args.format}{', int8' * args.int8}, {report['megabytes']:.2f} MB", _findings(report)]
+    lines = [f"{target}: {form}{', int8' * int8}, {report['megabytes']:.2f} MB", _findings(report)]
     for batch, times in report["latency_ms"].items():
         lines.append(
             f"batch of {batch}: {times['exported']:.2f} ms, original {times['original']:.2f} ms "

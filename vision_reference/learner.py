@@ -12,7 +12,14 @@ from torch.optim.swa_utils import AveragedModel
 
 from vision_reference.errors import UserError
 from vision_reference.machine import Rank
-from vision_reference.optimization import Schedule, build_ema, build_optimizer, build_schedule, parameter_groups
+from vision_reference.optimization import (
+    LearningRate,
+    Schedule,
+    adjusted_decay,
+    build_ema,
+    build_optimizer,
+    parameter_groups,
+)
 
 
 class _Stateful(Protocol):
@@ -117,5 +124,10 @@ def build_learner(
     lr = args.lr * (args.batch_size * rank.world_size * args.accumulate / 256 if args.scale_lr else 1)
     optimizer = build_optimizer(args.opt, groups, lr, args.momentum, args.weight_decay)
     scaler = torch.amp.GradScaler(device.type, enabled=args.amp and amp_dtype == torch.float16)
-    ema = build_ema(model, args, rank.world_size) if args.model_ema else None
-    return Learner(model, network, student, optimizer, build_schedule(optimizer, args), scaler, ema)
+    ema = None
+    if args.model_ema:
+        batch = {"batch_size": args.batch_size * args.accumulate, "world_size": rank.world_size}
+        decay = adjusted_decay(args.model_ema_decay, **batch, steps=args.model_ema_steps, epochs=args.epochs)
+        ema = build_ema(model, decay)
+    schedule = Schedule(optimizer, LearningRate.of(args))
+    return Learner(model, network, student, optimizer, schedule, scaler, ema)

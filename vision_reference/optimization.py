@@ -133,6 +133,22 @@ class LearningRate:
         if self.warmup_per_step and self.warmup_epochs < 1:
             raise UserError("--lr-warmup-per-step needs --lr-warmup-epochs of 1 or more (the paper's: 5)")
 
+    @classmethod
+    def of(cls, args: argparse.Namespace) -> "LearningRate":
+        """What the flags of ``train.py`` ask for."""
+        return cls(
+            epochs=args.epochs,
+            scheduler=args.lr_scheduler,
+            step_size=args.lr_step_size,
+            milestones=tuple(args.lr_milestones or ()),
+            gamma=args.lr_gamma,
+            min=args.lr_min,
+            warmup_epochs=args.lr_warmup_epochs,
+            warmup_method=args.lr_warmup_method,
+            warmup_decay=args.lr_warmup_decay,
+            warmup_per_step=args.lr_warmup_per_step,
+        )
+
     def at(self, base_lr: float, epoch: int, step: int = 0, steps_per_epoch: int = 1) -> float:
         """Learning rate of one training step.
 
@@ -205,27 +221,6 @@ class Schedule:
         self.step_to(epochs)
 
 
-def build_schedule(optimizer: torch.optim.Optimizer, args: argparse.Namespace) -> Schedule:
-    """The schedule that the flags of ``train.py`` ask for.
-
-    Raises:
-        UserError: as ``LearningRate``.
-    """
-    rule = LearningRate(
-        epochs=args.epochs,
-        scheduler=args.lr_scheduler,
-        step_size=args.lr_step_size,
-        milestones=tuple(args.lr_milestones or ()),
-        gamma=args.lr_gamma,
-        min=args.lr_min,
-        warmup_epochs=args.lr_warmup_epochs,
-        warmup_method=args.lr_warmup_method,
-        warmup_decay=args.lr_warmup_decay,
-        warmup_per_step=args.lr_warmup_per_step,
-    )
-    return Schedule(optimizer, rule)
-
-
 def adjusted_decay(decay: float, *, batch_size: int, world_size: int, steps: int, epochs: int) -> float:
     """Decay of one update of the average, adjusted so that runs of any batch size and length forget alike.
 
@@ -243,16 +238,12 @@ def adjusted_decay(decay: float, *, batch_size: int, world_size: int, steps: int
     return 1 - min(1.0, forgotten)
 
 
-def build_ema(model: nn.Module, args: argparse.Namespace, world_size: int) -> AveragedModel:
+def build_ema(model: nn.Module, decay: float) -> AveragedModel:
     """Moving average of the parameters and buffers of ``model``, on its device.
 
     Buffers are averaged like weights, so that the batch-norm statistics fit them. The first update copies.
+
+    Args:
+        decay: of one update, from 0 to 1; see ``adjusted_decay``.
     """
-    decay = adjusted_decay(
-        args.model_ema_decay,
-        batch_size=args.batch_size * args.accumulate,
-        world_size=world_size,
-        steps=args.model_ema_steps,
-        epochs=args.epochs,
-    )
     return AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True)

@@ -392,10 +392,7 @@ def settle_start(
 
 
 def start_network(
-    args: argparse.Namespace,
-    start: tuple[dict[str, torch.Tensor], Description] | None,
-    classes: list[str],
-    rank: Rank,
+    name: str, start: tuple[dict[str, torch.Tensor], Description] | None, classes: list[str], rank: Rank
 ) -> nn.Module:
     """The network that a new run starts from: drawn, or with the weights ``start``.
 
@@ -403,11 +400,11 @@ def start_network(
         UserError: the weights do not fit.
     """
     if start is None:
-        return by_name.build_model(args.model, len(classes))
+        return by_name.build_model(name, len(classes))
     state, description = start
     source = description.source
-    saved = by_name.saved_classes(args.model, state, source)
-    model = by_name.build_filled(args.model, saved, state, source)
+    saved = by_name.saved_classes(name, state, source)
+    model = by_name.build_filled(name, saved, state, source)
     same = not by_name.comparable_classes(description, classes) or set(description.classes or ()) == set(classes)
     if saved == len(classes) and same:
         for note in by_name.match_classes(model, description, classes):
@@ -418,7 +415,7 @@ def start_network(
     return heads.replace_head(model, len(classes))
 
 
-def resumed_network(args: argparse.Namespace, checkpoint: dict, source: str, classes: list[str]) -> nn.Module:
+def resumed_network(name: str, checkpoint: dict, source: str, classes: list[str]) -> nn.Module:
     """The network of a checkpoint that training goes on from.
 
     Raises:
@@ -430,8 +427,8 @@ def resumed_network(args: argparse.Namespace, checkpoint: dict, source: str, cla
             f"'{source}' has the data's classes in another order, and its optimizer cannot be rearranged; start a new "
             "run from it with --init-weights"
         )
-    state = checkpoints.weights_in(checkpoint, args.model, source=source)
-    return by_name.build_filled(args.model, len(classes), state, source)
+    state = checkpoints.weights_in(checkpoint, name, source=source)
+    return by_name.build_filled(name, len(classes), state, source)
 
 
 def add_teachers(
@@ -644,9 +641,9 @@ def train(args: argparse.Namespace, machine: Machine, tracking: Tracking) -> Non
     classes = data.classes
     check_served(kd_loss, args.kd_loss, train_loader, data.unlabelled)
     model = (
-        resumed_network(args, checkpoint, str(source), classes)
+        resumed_network(args.model, checkpoint, str(source), classes)
         if checkpoint
-        else start_network(args, start, classes, rank)
+        else start_network(args.model, start, classes, rank)
     )
     sizes = {args.train_crop_size, args.val_crop_size}
     heads.check_input_sizes("student" if args.teacher or args.soft_labels else "model", args.model, model, sizes)

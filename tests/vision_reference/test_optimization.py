@@ -19,7 +19,6 @@ from vision_reference.optimization import (
     adjusted_decay,
     build_ema,
     build_optimizer,
-    build_schedule,
     parameter_groups,
 )
 
@@ -176,7 +175,7 @@ def torch_scheduler(optimizer, rule: LearningRate):
 def test_a_warmup_may_begin_at_nothing(method, expected):
     flags = ["--lr", "0.5", "--lr-warmup-epochs", "3", "--lr-warmup-decay", "0", "--lr-warmup-method", method]
     optimizer = make_optimizer(0.5)
-    schedule = build_schedule(optimizer, parse_args(flags))
+    schedule = Schedule(optimizer, LearningRate.of(parse_args(flags)))
     for epoch, rate in enumerate(expected):
         schedule.step_to(epoch)
         assert rates(optimizer) == pytest.approx([rate])
@@ -318,7 +317,7 @@ def test_every_flag_reaches_the_rule():
         lr_warmup_decay=0.2,
         lr_warmup_per_step=False,
     )
-    schedule = build_schedule(make_optimizer(0.1), args)
+    schedule = Schedule(make_optimizer(0.1), LearningRate.of(args))
     assert schedule.rule == LearningRate(12, "cosineannealinglr", 3, (4, 6), 0.5, 0.01, 2, "linear", 0.2, False)
     assert rates(schedule.optimizer) == pytest.approx([0.02])
 
@@ -349,9 +348,9 @@ def test_decay_is_never_negative():
 
 def test_the_average_follows_weights_and_batch_norm_statistics_but_keeps_the_first_as_they_are():
     # 1 - 0.001 * 50 is left of a value at each update
-    args = argparse.Namespace(model_ema_decay=0.999, model_ema_steps=5, batch_size=5, accumulate=2, epochs=2)
+    decay = adjusted_decay(0.999, batch_size=10, world_size=2, steps=5, epochs=2)
     model = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2))
-    ema = build_ema(model, args, world_size=2)
+    ema = build_ema(model, decay)
     values = [1.0, 2.0, 4.0]
     for value in values:
         with torch.no_grad():
