@@ -10,9 +10,9 @@ One step is forward and backward pass of a model made from a configuration, noth
   fused           `fused_step` as it stands in docs/parts.md, the teacher running along
   fused, top 8    the same from the 8 largest stored logits of each word: no teacher runs
 
-Time is taken in turns, every way in every round and in changing order; ratios are taken within a round. Peak memory
-is that of a process of its own for each way: resident memory at the peak of a step less that before it, gradients
-included.
+Time is taken in turns, every way in every round and in changing order; ratios are taken within a round. CPU seconds are
+those of all threads: on a machine that others use as well, the ratio to trust (OMP_NUM_THREADS=1). Peak memory is that
+of a process of its own for each way: resident memory at the peak of a step less that before it, gradients included.
 """
 
 import argparse
@@ -20,6 +20,7 @@ import json
 import multiprocessing
 import re
 import sys
+import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
@@ -156,20 +157,27 @@ def extra_memory(way: str, size: Size) -> int:
     return resident("VmHWM") - before
 
 
-def measure(size: Size, rounds: int) -> dict[str, list[float]]:
-    """Seconds per step of each way, one entry per round. A first step of each is not counted."""
+def measure(size: Size, rounds: int) -> tuple[dict[str, list[float]], dict[str, list[float]]]:
+    """Seconds and CPU seconds per step of each way, one entry per round. A first step of each is not counted."""
     student, steps = make_steps(size)
     seconds: dict[str, list[float]] = {way: [] for way in steps}
+    cpu: dict[str, list[float]] = {way: [] for way in steps}
     ways = list(steps)
     for number in range(1 + rounds):
         first = number % len(ways)
         for way in ways[first:] + ways[:first]:
             student.zero_grad()
+            before = time.process_time()
             spent = timed(lambda way=way: steps[way]().backward())
             if number:
                 seconds[way].append(spent)
+                cpu[way].append(time.process_time() - before)
         print(f"round {number} of {rounds}" if number else "warmed up", file=sys.stderr, flush=True)
-    return seconds
+    return seconds, cpu
+
+
+def _ratio(seconds: dict[str, list[float]], way: str) -> float:
+    return spread([a / b for a, b in zip(seconds[way], seconds[BASELINE], strict=True)])["median"]
 
 
 def main() -> None:
@@ -185,7 +193,7 @@ def main() -> None:
         import transformers  # noqa: F401
     except ImportError:
         parser.error("transformers is not installed: pip install transformers")
-    seconds = measure(size, rounds)
+    seconds, cpu = measure(size, rounds)
     memory = {}
     for way in seconds:
         with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
@@ -193,18 +201,19 @@ def main() -> None:
     print(
         f"Marian, {size.layers} + {size.layers} layers of {size.width}, {size.vocabulary:,} entries, "
         f"{size.sentences * size.words:,} words; {torch.get_num_threads()} threads, torch {torch.__version__}, "
-        f"{rounds} rounds\n\n| way | s/step | fastest to slowest | / own loss | extra MB | / own loss |\n"
-        "|---|---|---|---|---|---|"
+        f"{rounds} rounds\n\n| way | s/step | fastest to slowest | / own loss | CPU s/step | / own loss | extra MB "
+        "| / own loss |\n|---|---|---|---|---|---|---|---|"
     )
     for way, values in seconds.items():
-        time = spread(values)
-        ratio = spread([a / b for a, b in zip(values, seconds[BASELINE], strict=True)])["median"]
+        wall, busy = spread(values), spread(cpu[way])
         print(
-            f"| {way} | {time['median']:.3f} | {time['min']:.3f} to {time['max']:.3f} | {ratio:.2f} | "
+            f"| {way} | {wall['median']:.3f} | {wall['min']:.3f} to {wall['max']:.3f} | {_ratio(seconds, way):.2f} | "
+            f"{busy['median']:.3f} | {_ratio(cpu, way):.2f} | "
             f"{memory[way] / 1e6:,.0f} | {memory[way] / memory[BASELINE]:.2f} |"
         )
     if args.json:
-        record = {"machine": this_machine(), "size": asdict(size), "seconds": seconds, "bytes": memory}
+        record = {"machine": this_machine(), "size": asdict(size), "seconds": seconds, "cpu_seconds": cpu}
+        record["bytes"] = memory
         args.json.write_text(json.dumps(record, indent=1) + "\n")
 
 
