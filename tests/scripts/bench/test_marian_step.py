@@ -1,5 +1,8 @@
 """The benchmark of a Marian step: its ways are what their names say, and the documented function is one of them."""
 
+import json
+from unittest.mock import MagicMock
+
 import pytest
 import torch
 
@@ -34,3 +37,16 @@ def test_the_fused_step_is_smoothed_labels_and_divergence_from_logits():
         expected = ((1 - bench.KD_WEIGHT) * labels + bench.KD_WEIGHT * divergence).mean()
         found = bench.documented_step()(student, teacher, batch)
     assert found.item() == pytest.approx(expected.item(), rel=1e-5)
+
+
+def test_a_run_prints_its_table_and_writes_every_measurement(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["marian_step.py", "--quick", "--rounds", "2", "--json", str(tmp_path / "figures")])
+    pool = MagicMock()  # processes of their own would import for seconds
+    pool.return_value.__enter__.return_value.submit.return_value.result.return_value = 7
+    monkeypatch.setattr(bench, "ProcessPoolExecutor", pool)
+    bench.main()
+    rows = [line for line in capsys.readouterr().out.splitlines() if line.startswith("| ")]
+    assert [row.count("|") for row in rows] == [9] * 5
+    figures = json.loads((tmp_path / "figures").read_text())
+    assert [len(figures[name]["fused"]) for name in ("seconds", "cpu_seconds")] == [2, 2]
+    assert figures["bytes"] == dict.fromkeys(figures["seconds"], 7)
