@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Trains one bilingual expert (teacher) per language pair with stock fairseq, by the recipe of Tan et al. (2019).
+# Trains one bilingual expert (teacher) per language pair by fairseq's own task, after the recipe of Tan et al. (2019).
 #
 #   DATA=data/iwslt OUT=results/iwslt/experts-0.1 bash scripts/nmt/train_experts.sh
 #   LABEL_SMOOTHING=0.0 DATA=data/iwslt OUT=results/iwslt/experts-0.0 bash scripts/nmt/train_experts.sh

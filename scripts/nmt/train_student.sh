@@ -11,7 +11,7 @@
 # checkpoint. Further arguments go to fairseq-train as they are, such as --kd-strategy threshold.
 #
 # DATA      folder made by prepare.py                     OUT       folder for the student
-# EXPERTS   folder made by train_experts.sh; none: the student learns from labels alone, with stock fairseq
+# EXPERTS   folder made by train_experts.sh; none: the student learns from labels alone, by fairseq's own task
 # TEACHERS  instead of EXPERTS: en-de=PATH,en-ru=PATH:PATH2 (several of one pair are an ensemble)
 # TEACHER_OUTPUTS  folder of the experts' stored predictions, TEACHER_OUTPUTS/<src>-<tgt>: the student learns from these.
 #           With EXPERTS or TEACHERS what is missing is stored first, TOP_K (8) entries for each word

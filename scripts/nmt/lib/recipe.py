@@ -122,9 +122,10 @@ def filled(given: Mapping[str, str], paper: bool = False) -> dict[str, str]:
 
 
 def training_options(settings: Mapping[str, str], cpu: bool) -> list[str]:
-    """What experts and students share."""
+    """What experts and students share; the plugin also where nothing is distilled: a kill then tears no checkpoint."""
     kept = [] if settings["keep_checkpoints"] else ["--no-epoch-checkpoints"]
-    words = ["--share-all-embeddings", "--optimizer", "adam", *kept, "--log-format", "json"]
+    words = ["--user-dir", str(ROOT / "fairseq_plugins"), "--share-all-embeddings", "--optimizer", "adam"]
+    words += [*kept, "--log-format", "json"]
     for name, setting in SETTINGS.items():
         if settings[name] and name not in _OF_TEACHING:
             words += [word for option in setting.options for word in (option, settings[name])]
@@ -132,7 +133,7 @@ def training_options(settings: Mapping[str, str], cpu: bool) -> list[str]:
 
 
 def expert_command(data_bin: Path, pair: str, folder: Path, settings: Mapping[str, str], cpu: bool) -> list[str]:
-    """Trains one bilingual expert with stock fairseq."""
+    """Trains one bilingual expert by fairseq's own task and criterion."""
     source, _, target = pair.partition("-")
     return [
         *("fairseq-train", str(data_bin), "--task", "translation", "--source-lang", source, "--target-lang", target),
@@ -151,7 +152,7 @@ def student_command(
     """Trains one multilingual student; without `teaching` (--teachers X or --teacher-outputs X) on labels alone."""
     pairs, teaching = list(pairs), list(teaching)
     if teaching:
-        learning = ["--user-dir", str(ROOT / "fairseq_plugins"), "--task", "multilingual_translation_kd", *teaching]
+        learning = ["--task", "multilingual_translation_kd", *teaching]
         learning += ["--criterion", "label_smoothed_kd_cross_entropy"]
         learning += ["--kd-temperature", settings["temperature"], "--kd-weight", settings["kd_weight"]]
         learning += ["--kd-loss", settings["kd_loss"]] if settings["kd_loss"] else []
