@@ -93,7 +93,7 @@ def test_a_student_starts_from_timms_weights_and_sees_what_they_saw(cached, thou
     assert "images are prepared as timm:test_resnet says: --mean 0.5 0.5 0.5 --train-crop" in capsys.readouterr().out
     assert (args.mean, args.std) == ([0.5] * 3, [0.2] * 3)
     assert (args.train_crop_size, args.val_crop_size) == (160, 160)
-    network = train.start_network(args, start, ["cat", "dog"], Rank())
+    network = train.start_network(args.model, start, ["cat", "dog"], Rank())
     assert "is dropped: the data has 2 others" in capsys.readouterr().out
     assert torch.equal(network.conv1[0].weight, thousand.conv1[0].weight)
     assert network.fc.out_features == 2
