@@ -135,7 +135,11 @@ class LearningRate:
 
     @classmethod
     def of(cls, args: argparse.Namespace) -> "LearningRate":
-        """What the flags of ``train.py`` ask for."""
+        """What the flags of ``train.py`` ask for.
+
+        Raises:
+            UserError: they make no sense together.
+        """
         return cls(
             epochs=args.epochs,
             scheduler=args.lr_scheduler,
