@@ -8,7 +8,6 @@ import hashlib
 import json
 import os
 import tempfile
-import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -108,11 +107,11 @@ def seal(content: dict[str, Any]) -> bytes:
     return json.dumps({**content, "sha256": digest}, indent=1).encode()
 
 
-def unseal(path: Path) -> dict[str, Any]:
+def unseal(path: Path, kind: str) -> dict[str, Any]:
     """What was sealed into a file.
 
     Raises:
-        ValueError: it is not what `seal` made, to the last character.
+        ValueError: it is not what `seal` made, to the last character, or its `format` is not `kind`.
         OSError: it cannot be read.
     """
     text = path.read_bytes()
@@ -122,31 +121,9 @@ def unseal(path: Path) -> dict[str, Any]:
         raise ValueError("nested too deeply") from None
     if not isinstance(content, dict) or content.pop("sha256", None) is None or seal(content) != text.rstrip():
         raise ValueError("its checksum does not match")
+    if content.get("format") != kind:
+        raise ValueError(f"its format is {content.get('format')}, this software reads {kind}")
     return content
-
-
-def write_through(file: BinaryIO, content: bytes) -> None:
-    """Write all of `content` to an unbuffered file; it is on the disk when this returns."""
-    left = memoryview(content)
-    while left:
-        left = left[file.write(left) :]
-    os.fsync(file.fileno())
-
-
-def journal_line(entry: dict[str, Any]) -> bytes:
-    """A line for a file that only grows, with a checksum of its own."""
-    text = json.dumps(entry).encode()
-    return b"%08x %s\n" % (zlib.crc32(text), text)
-
-
-def read_journal(path: Path) -> list[dict[str, Any]]:
-    """What was put into `journal_line`, in order, without lines that a kill cut short or that have changed since."""
-    entries = []
-    for line in path.read_bytes().splitlines() if path.exists() else []:
-        checksum, _, text = line.partition(b" ")
-        if checksum == b"%08x" % zlib.crc32(text):
-            entries.append(json.loads(text))
-    return entries
 
 
 @contextmanager
@@ -162,15 +139,6 @@ def writing_to(folder: Path, flag: str) -> Iterator[None]:
         full = problem.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
         hint = f"make room and run the same command again, it goes on; or choose another {flag}"
         raise UserError(f"cannot write to {folder} ({problem.strerror}): {hint if full else f'check {flag}'}") from None
-
-
-def lock_file(path: Path) -> int | None:
-    """Open `path` and lock it until the descriptor returned is closed or the process ends; None if another has it."""
-    handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
-    if _lock(handle):
-        return handle
-    os.close(handle)
-    return None
 
 
 def _lock(handle: int) -> bool:

@@ -12,7 +12,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("vision_reference", "fairseq_plugins", "scripts")
 FLOORS = 6
 AT_THE_TOP = 18
-NO_FAIRSEQ = ("losses/*.py", "errors.py", "files.py", "teachers/store.py", "teachers/store_writer.py")
+NO_FAIRSEQ = ("losses/*.py", "errors.py", "files.py", "teachers/store.py")
 ROOMS = sorted(
     str(path.parent.relative_to(ROOT)) for package in PACKAGES for path in (ROOT / package).glob("*/**/__init__.py")
 )

@@ -145,7 +145,7 @@ def add_track(group) -> None:
     )
 
 
-def _temperatures(text: str) -> list[float]:
+def temperatures(text: str) -> list[float]:
     """An argparse type: positive numbers with commas between them, sorted."""
     return sorted({_temperature(part) for part in text.split(",")})
 
@@ -722,7 +722,7 @@ def _add_store(group) -> None:
     )
     group.add_argument(
         "--temperatures",
-        type=_temperatures,
+        type=temperatures,
         metavar="T,T",
         help="with --top-k: at which the classes beyond are accounted for (default: 1,2,3,64)",
     )

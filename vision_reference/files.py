@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO, TextIO
 
+MANIFEST = "manifest.json"  # what the files of a folder are, sealed
 _FICLONE = 0x40049409  # from linux/fs.h
 
 
@@ -135,11 +136,11 @@ def seal(content: dict) -> bytes:
     return json.dumps({**content, "sha256": digest}, indent=1).encode()
 
 
-def unseal(path: Path) -> dict:
+def unseal(path: Path, kind: str) -> dict:
     """What was sealed into a file.
 
     Raises:
-        ValueError: it is not what ``seal`` made, to the last character.
+        ValueError: it is not what ``seal`` made, to the last character, or its ``format`` is not ``kind``.
         OSError: it cannot be read.
     """
     text = path.read_bytes()
@@ -149,6 +150,8 @@ def unseal(path: Path) -> dict:
         raise ValueError("nested too deeply") from None
     if not isinstance(content, dict) or content.pop("sha256", None) is None or seal(content) != text:
         raise ValueError("its checksum does not match")
+    if content.get("format") != kind:
+        raise ValueError(f"its format is {content.get('format')}, this software reads {kind}")
     return content
 
 

@@ -14,7 +14,7 @@ from torchvision.transforms import v2
 
 from vision_reference.distillation import Teacher, Teachers
 from vision_reference.images.batch import Batch, Loader
-from vision_reference.images.samplers import combine_seeds, seeded
+from vision_reference.images.seeds import combine_seeds, seeded
 from vision_reference.losses.wide import widest_type
 from vision_reference.soft_labels.stored_teachers import SoftLabels
 

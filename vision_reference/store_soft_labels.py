@@ -27,20 +27,22 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from vision_reference.analysis.stored_error import error_rows, error_sums, error_table
 from vision_reference.data import Look, Reading, Source, list_samples, view_loader
 from vision_reference.distillation import Teacher
 from vision_reference.images.batch import Batch, Loader
+from vision_reference.images.fingerprint import describe_data, pixel_flags, versions
 from vision_reference.images.presets import chosen
-from vision_reference.images.samplers import ViewBatchSampler, view_seed
+from vision_reference.images.samplers import ViewBatchSampler
+from vision_reference.images.seeds import view_seed
 from vision_reference.machine import Machine, Rank, barrier, from_main
 from vision_reference.networks.heads import check_input_sizes
 from vision_reference.networks.teachers import hash_weights, read_teacher
 from vision_reference.progress import progress
-from vision_reference.soft_labels.codec import encode, error_rows, error_sums, error_table
-from vision_reference.soft_labels.provenance import describe_data, pixel_flags, versions
-from vision_reference.soft_labels.store import BLOCK, FORMAT, Block, Store, read_plan, record_types, sizes
+from vision_reference.soft_labels.codec import encode
+from vision_reference.soft_labels.store import BLOCK, FORMAT, Block, Store, all_blocks, extents, record_types
 from vision_reference.soft_labels.stored_teachers import check_belongs
-from vision_reference.soft_labels.writer import Writer
+from vision_reference.soft_labels.writer import Writer, read_plan
 
 # How far a logit may be off, as a share of the largest one (at least 1): float16 keeps 2**-11 of a number; other batch
 # sizes, devices and TF32 cost about as much again; bf16 keeps 2**-8, in every layer.
@@ -80,7 +82,7 @@ def main(args: argparse.Namespace) -> None:
             "versions": versions(pixels["loader"]),
             "label_smoothing": trained.label_smoothing,
         }
-        writer = Writer(folder, plan)
+        writer = Writer(folder, plan, extents(plan))
     told = from_main((writer.plan, writer.whole, writer.done) if writer else None)
     assert told is not None, "the first process has a writer"
     plan, whole, done = told
@@ -91,7 +93,7 @@ def main(args: argparse.Namespace) -> None:
         return view_loader(samples, ViewBatchSampler(parts, args.batch_size, seed), look, reading)
 
     if not whole:
-        with writer or Writer(folder, plan, rank.rank) as writer:
+        with writer or Writer(folder, plan, extents(plan), number=rank.rank) as writer:
             store(writer, teacher, show, rank, batch_size=args.batch_size, done=done)
     if rank.is_main:
         stored = Store(folder)
@@ -119,18 +121,18 @@ def choose_views(folder: Path, asked: dict, same_as: str | None, *, data: dict, 
         if other.pixels != pixels:
             raise UserError(f"{other.folder} was stored with --loader {other.pixels['loader']}; give it")
         return other.manifest["views"]
-    found = read_plan(folder).get("views") or {"count": 1, "seed": secrets.randbelow(2**31)}
+    found = read_plan(folder, FORMAT).get("views") or {"count": 1, "seed": secrets.randbelow(2**31)}
     return {**found, **{name: value for name, value in asked.items() if value is not None}}
 
 
 def store(writer: Writer, teacher: Teacher, show: Show, rank: Rank, *, batch_size: int, done: Collection[int]) -> None:
     """Write the blocks that are not ``done``, shared by all processes, and the manifest."""
-    plan, data, seed = writer.plan, writer.plan["data"], writer.plan["views"]["seed"]
-    size = tqdm.format_sizeof(sum(sizes(plan).values()), "B")
+    plan, data, seed, blocks = writer.plan, writer.plan["data"], writer.plan["views"]["seed"], all_blocks(writer.plan)
+    size = tqdm.format_sizeof(sum(end.stop for end in extents(plan)[-1].values()), "B")
     views = f"{plan['views']['count']} views of each of {data['images']} images"
     rank.say(f"{plan['teacher']['arch']} about {views}: {size} in {writer.folder}")
-    rank.say(f"seed {seed}" + f"; going on after {len(done)} of {len(writer.blocks)} blocks" * bool(done))
-    own = [block for block in writer.blocks if block.number not in done][rank.rank :: rank.world_size]
+    rank.say(f"seed {seed}" + f"; going on after {len(done)} of {len(blocks)} blocks" * bool(done))
+    own = [block for block in blocks if block.number not in done][rank.rank :: rank.world_size]
     loader = show([(block.view, range(block.start, block.stop)) for block in own], partial(view_seed, seed))
     shown: Iterable[Batch] = loader.epoch(0)
     if rank.is_main:
@@ -138,11 +140,17 @@ def store(writer: Writer, teacher: Teacher, show: Show, rank: Rank, *, batch_siz
     batches = iter(shown)
     for block in own:
         of_block = islice(batches, -(-(block.stop - block.start) // batch_size))
-        writer.write(block, *make_block(block, of_block, teacher, plan))
+        records, errors = make_block(block, of_block, teacher, plan)
+        contents = {name: part.tobytes() for name, part in records.items()}
+        writer.write(block.number, contents, errors=errors.tolist())
     list(batches)  # lets the progress end
     barrier()
     if rank.is_main:
-        writer.finish(error_rows(data["classes"], plan["labels"]["top_k"]))
+        errors = np.sum([entry["errors"] for entry in writer.entries()], axis=0) / (
+            plan["views"]["count"] * data["images"]
+        )
+        rows = error_rows(data["classes"], plan["labels"]["top_k"])
+        writer.finish(errors=dict(zip(rows, errors.tolist(), strict=True)))
     barrier()
 
 
@@ -163,9 +171,9 @@ def make_block(
     views["seed"] = [view_seed(plan["views"]["seed"], block.view, index) for index in range(block.start, block.stop)]
     errors, place = np.zeros(()), 0
     for images, geometry, _ in shown:
-        logits = teacher(images).float()
-        if logits.device.type == "mps":  # what follows takes float64, which Apple's GPUs do not have
-            logits = logits.cpu()
+        answer = teacher(images)
+        # to float64, which Apple's GPUs do not have
+        logits = (answer.cpu() if answer.device.type == "mps" else answer).double()
         if not logits.isfinite().all():
             raise UserError("the teacher's logits are not finite; its weights are damaged, or --amp does not suit it")
         errors = errors + error_sums(logits, labels["top_k"]).numpy()

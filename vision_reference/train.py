@@ -52,8 +52,9 @@ from vision_reference.data import (
 from vision_reference.distillation import Teacher, Teachers, distillation_loss
 from vision_reference.files import atomic_copy, atomic_file
 from vision_reference.images.batch import Batch, Loader
+from vision_reference.images.fingerprint import describe_data, pixel_flags
 from vision_reference.images.presets import chosen
-from vision_reference.images.samplers import combine_seeds
+from vision_reference.images.seeds import combine_seeds
 from vision_reference.learner import Learner, build_learner
 from vision_reference.loaders import SoftLabelLoader, TaughtBatch, TeacherLoader, TimedLoader
 from vision_reference.losses.by_name import parse_kd_loss
@@ -80,7 +81,6 @@ from vision_reference.runs.folder import begin_epochs, goes_back, open_run_folde
 from vision_reference.runs.metrics_file import MetricsFile
 from vision_reference.runs.pauses import SAVE, Begun, Pauses, pauses
 from vision_reference.runs.tracking import Tracking
-from vision_reference.soft_labels.provenance import describe_data, pixel_flags
 from vision_reference.soft_labels.stored_teachers import open_soft_labels
 
 GO_ON = "the same command with --resume auto goes on after the last finished epoch"

@@ -16,24 +16,20 @@ Little-endian and memory-mapped. labels.bin is divided into blocks of whole sent
 from __future__ import annotations
 
 import zlib
-from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from ..errors import UserError
 from ..files import unseal
 
 FORMAT = "lskd teacher outputs 2"
-MANIFEST, PLAN, LABELS, OFFSETS = "manifest.json", "plan.json", "labels.bin", "offsets.bin"
+MANIFEST, LABELS, OFFSETS = "manifest.json", "labels.bin", "offsets.bin"
 # Target tokens of a block: seconds of work lost by a kill, and enough sentences to find many of one length.
 BLOCK = 32_768
-_LOWEST_HALF = -65504.0
 _THREADS = 4
 
 
@@ -50,10 +46,6 @@ class Block:
     def __len__(self) -> int:
         """How many records."""
         return self.stop - self.start
-
-    def checksum(self, records: np.ndarray) -> int:
-        """CRC-32 of the block's among all `records` of a store."""
-        return zlib.crc32(records[self.start : self.stop].data)
 
 
 def all_blocks(offsets: np.ndarray, size: int) -> list[Block]:
@@ -78,21 +70,6 @@ def record_type(plan: dict[str, Any]) -> np.dtype:
     return np.dtype([("logits", "<f2", (k,)), ("indices", index, (k,)), ("rest", "<f4", (len(temperatures),))])
 
 
-def encode(logits: Tensor, top_k: int, temperatures: Sequence[float]) -> dict[str, Tensor]:
-    """What is stored of `logits` (R, V) in any precision; worked out in float32.
-
-    The log-sum-exp is that of the entries left out: the one over all entries would lose a small tail to rounding.
-
-    Returns:
-        `logits` (R, k) float16, largest first; `indices` (R, k); `rest` (R, temperatures) float32, -inf where k = V.
-    """
-    logits = logits.float()
-    largest, indices = logits.topk(top_k, dim=-1)
-    others = (logits - largest[:, :1]).scatter_(1, indices, -torch.inf)
-    rest = torch.stack([torch.logsumexp(others / temperature, dim=-1) for temperature in temperatures], dim=1)
-    return {"logits": (largest - largest[:, :1]).clamp_(min=_LOWEST_HALF).half(), "indices": indices, "rest": rest}
-
-
 class Store:
     """A whole store, opened.
 
@@ -115,7 +92,11 @@ class Store:
             raise UserError(
                 f"stored teacher outputs {folder} {what} scripts/nmt/store_teacher_outputs.py (no {MANIFEST})"
             )
-        self.folder, manifest = folder, read_plan(folder)
+        self.folder = folder
+        try:
+            manifest = unseal(folder / MANIFEST, FORMAT)
+        except (OSError, ValueError) as problem:
+            raise UserError(_damaged(folder, f"{MANIFEST} is damaged ({problem})")) from None
         try:
             data, checksums = manifest["data"], manifest["checksums"]
             self.lang_pair, self.split, self.sentences = data["lang_pair"], data["split"], data["sentences"]
@@ -148,7 +129,7 @@ class Store:
     def damage(self) -> str | None:
         """One line about the first block whose bytes are not those that were written, None where all are."""
         with ThreadPoolExecutor(_THREADS) as pool:
-            found = pool.map(lambda block: block.checksum(self._labels), self._blocks)
+            found = pool.map(lambda block: zlib.crc32(self._labels[block.start : block.stop].data), self._blocks)
             for block, checksum, written in zip(self._blocks, found, self._checksums, strict=True):
                 if checksum != written:
                     place = f"sentences {block.first + 1} to {block.last} are not as they were written"
@@ -167,24 +148,6 @@ def rows_of(offsets: np.ndarray, sentences: np.ndarray) -> tuple[np.ndarray, np.
     counts = offsets[sentences + 1] - begins
     before = np.cumsum(counts) - counts
     return counts, np.arange(counts.sum()) + np.repeat(begins - before, counts)
-
-
-def read_plan(folder: Path) -> dict[str, Any]:
-    """What the store in `folder`, finished or not, is made from: its manifest or plan; empty where there is none.
-
-    Raises:
-        UserError: it is not as it was written, or of another format.
-    """
-    for name in (MANIFEST, PLAN):
-        if (folder / name).is_file():
-            try:
-                plan = unseal(folder / name)
-            except (OSError, ValueError) as problem:
-                raise UserError(_damaged(folder, f"{name} is damaged ({problem})")) from None
-            if plan.get("format") == FORMAT:
-                return plan
-            raise UserError(_damaged(folder, f"{name} has format {plan.get('format')}, this software reads {FORMAT}"))
-    return {}
 
 
 def _damaged(folder: Path, what: str) -> str:

@@ -36,9 +36,9 @@ from torch import Tensor
 
 from fairseq_plugins.losses.fused import fused_distil
 from fairseq_plugins.losses.soft_labels import SoftLabels, TopKLogits
-from fairseq_plugins.teachers.store import encode
 from scripts.bench.timing import spread, this_machine, timed
 from vision_reference.analysis.flags import new_file
+from vision_reference.soft_labels.codec import encode
 
 ROOT = Path(__file__).resolve().parents[2]
 KD_WEIGHT, LABEL_SMOOTHING, PAD, TOP_K = 0.9, 0.1, 0, 8

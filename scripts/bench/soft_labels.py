@@ -48,6 +48,7 @@ from scripts.bench.timing import (
     this_machine,
 )
 from scripts.bench.vision_step import CLASSES, TEACHER, TEMPERATURE
+from vision_reference.analysis.stored_error import REPORTED, error_rows
 from vision_reference.arguments import parse_args as parse_training_flags
 from vision_reference.distillation import Teacher
 from vision_reference.errors import Parser, run_command
@@ -60,8 +61,8 @@ from vision_reference.loaders import SoftLabelLoader, TeacherLoader
 from vision_reference.losses.kd import kd_divergence
 from vision_reference.machine import Machine
 from vision_reference.networks.by_name import build_model
-from vision_reference.soft_labels.codec import REPORTED, encode, error_rows
-from vision_reference.soft_labels.store import BLOCK, FORMAT, Store, record_types
+from vision_reference.soft_labels.codec import encode
+from vision_reference.soft_labels.store import BLOCK, FORMAT, Store, all_blocks, extents, record_types
 from vision_reference.soft_labels.stored_teachers import SoftLabels
 from vision_reference.soft_labels.writer import Writer
 from vision_reference.train import train_one_epoch
@@ -107,15 +108,14 @@ def write_store(folder: Path, images: int) -> Store:
     plan = {"format": FORMAT, "teacher": {"arch": TEACHER, "weights_sha256": "", "precision": "fp32"}}
     plan |= {"data": {"images": images, "classes": CLASSES, "sha256": "", "covers": ""}, "pixels": {}, "versions": {}}
     plan |= {"views": {"count": 1, "seed": 0}, "labels": {"top_k": None, "temperatures": []}, "block": BLOCK}
-    rows = error_rows(CLASSES, None)
-    with Writer(folder, plan) as writer:
-        for block in writer.blocks:
+    with Writer(folder, plan, extents(plan)) as writer:
+        for block in all_blocks(plan):
             records = {name: np.zeros(block.stop - block.start, kind) for name, kind in record_types(plan).items()}
             views, labels = records.values()
             views["seed"] = range(block.start, block.stop)
             labels["logits"] = encode(4 * torch.randn(len(labels), CLASSES), None, [])["logits"].numpy()
-            writer.write(block, records, np.zeros((len(rows), len(REPORTED))))
-        writer.finish(rows)
+            writer.write(block.number, {name: part.tobytes() for name, part in records.items()})
+        writer.finish(errors={row: [0.0] * len(REPORTED) for row in error_rows(CLASSES, None)})
     return Store(folder)
 
 

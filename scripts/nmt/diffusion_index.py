@@ -26,9 +26,8 @@ if not __package__:  # run as a file: the root of the clone takes the place of i
     sys.path[0] = str(Path(__file__).resolve().parents[2])
 
 from scripts.nmt.lib.references_flags import add_references
-from scripts.nmt.lib.user_error import UserError, run_cli
+from scripts.nmt.lib.user_error import run_cli
 from vision_reference.analysis import diffusion_index, flags
-from vision_reference.errors import UserError as AnalysisError
 
 
 def get_args_parser() -> flags.Parser:
@@ -45,15 +44,7 @@ def get_args_parser() -> flags.Parser:
 def main() -> None:
     """Collect, compute, write."""
     args = get_args_parser().parse_args()
-    try:
-        diffusion_index.check_arguments(args)
-        run(args)
-    except AnalysisError as error:
-        raise UserError(str(error)) from None
-
-
-def run(args) -> None:
-    """The command after its checks."""
+    diffusion_index.check_arguments(args)
     from scripts.nmt.lib.recorded_model import import_fairseq
 
     import_fairseq()

@@ -23,7 +23,6 @@ from scripts.nmt.lib.lang_pair import LangPair
 from scripts.nmt.lib.references_flags import add_references
 from scripts.nmt.lib.user_error import UserError, run_cli
 from vision_reference.analysis import flags, inspect_teacher
-from vision_reference.errors import UserError as AnalysisError
 
 LOGITS = 30_000_000  # looked at together: 240 MB as float64, a few times over
 FREQUENT = 50  # target pieces whose features' spread is looked at
@@ -72,14 +71,6 @@ def get_args_parser() -> flags.Parser:
 def main() -> None:
     """Collect, inspect, write."""
     args = get_args_parser().parse_args()
-    try:
-        run(args)
-    except AnalysisError as error:
-        raise UserError(str(error)) from None
-
-
-def run(args) -> None:
-    """The command after its checks."""
     from scripts.nmt.lib.recorded_model import as_dict, import_fairseq, read_recorded
 
     import_fairseq()

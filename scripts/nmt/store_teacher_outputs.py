@@ -10,7 +10,6 @@ run again; a finished one is left as it is. Format: fairseq_plugins/teachers/sto
 
 import argparse
 import logging
-import math
 import sys
 import warnings
 from pathlib import Path
@@ -20,7 +19,8 @@ if not __package__:  # run as a file: the root of the clone takes the place of i
 
 from scripts.nmt.lib.recorded_model import import_fairseq
 from scripts.nmt.lib.references_flags import add_references
-from scripts.nmt.lib.user_error import UserError, run_cli
+from scripts.nmt.lib.user_error import run_cli
+from vision_reference import arguments
 from vision_reference.analysis import flags
 from vision_reference.errors import Parser
 
@@ -33,24 +33,13 @@ def get_args_parser() -> argparse.ArgumentParser:
     add("--teacher", type=flags.filled_text, required=True, metavar="C", help=teacher)
     add("--output", type=flags.path, required=True, metavar="DIR", help="folder to make, or to go on with")
     add("--top-k", type=flags.count, default=8, metavar="K", help="entries kept for each word (default: %(default)s)")
-    temperatures = "values that --kd-temperature can take in training (default: %(default)s)"
-    add("--temperatures", type=parse_temperatures, default="1,2,3,64", metavar="T,...", help=temperatures)
+    taken = "values that --kd-temperature can take in training (default: %(default)s)"
+    add("--temperatures", type=arguments.temperatures, default="1,2,3,64", metavar="T,...", help=taken)
     add("--workers", type=flags.count, metavar="N", help="processes (default: one for each GPU, or each core)")
     add("--cpu", action="store_true", help="leave GPUs alone")
     precision = "in which the expert runs; others than %(default)s on GPUs only (default: %(default)s)"
     add("--precision", choices=("fp32", "fp16", "bf16"), default="fp32", help=precision)
     return parser
-
-
-def parse_temperatures(text: str) -> list[float]:
-    """An argparse type: `1,2,64` -> [1.0, 2.0, 64.0]. Raises UserError for anything but distinct numbers above 0."""
-    try:
-        temperatures = [float(item) for item in text.split(",")]
-    except ValueError:
-        temperatures = [0.0]
-    if not all(0 < one < math.inf for one in temperatures) or len(set(temperatures)) < len(temperatures):
-        raise UserError(f"--temperatures {text}: give different numbers above 0, such as 1,2,64")
-    return temperatures
 
 
 def main() -> None:

@@ -21,6 +21,7 @@ from vision_reference.arguments import parse_args, parse_store_args
 from vision_reference.files import seal, unseal
 from vision_reference.networks.by_name import build_model
 from vision_reference.networks.checkpoints import save_atomically
+from vision_reference.soft_labels.store import FORMAT
 
 CLASSES = ("cat", "dog", "emu", "fox")
 _FLAGS = ["--preset", "digits", "--device", "cpu", "--workers", "0", "-b", "8", "--seed", "1"]
@@ -283,7 +284,7 @@ def _stores(folder: Path) -> None:
         shutil.copytree(folder / of, folder / "s" / name)
         manifest = folder / "s" / name / "manifest.json"
         if change is not None:
-            content = unseal(manifest)
+            content = unseal(manifest, FORMAT)
             change(content)
             manifest.write_bytes(seal(content))
         return folder / "s" / name

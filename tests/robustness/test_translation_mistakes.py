@@ -26,6 +26,7 @@ import sentencepiece
 import torch
 
 from fairseq_plugins.files import seal, unseal
+from fairseq_plugins.teachers.store import FORMAT
 from scripts.nmt import (
     distil_sequences,
     evaluate_bleu,
@@ -201,7 +202,7 @@ def _binarized(folder: Path) -> None:
     ):
         shutil.copytree(folder / "bin", folder / name)
         (folder / name / file).write_bytes(change((folder / name / file).read_bytes()))
-    manifest = unseal(folder / "store" / "manifest.json")
+    manifest = unseal(folder / "store" / "manifest.json", FORMAT)
 
     def store(name: str) -> Path:
         return shutil.copytree(folder / "store", folder / "s" / name)

@@ -14,6 +14,7 @@ from vision_reference.arguments import parse_args
 from vision_reference.data import Source, list_samples
 from vision_reference.distillation import Teacher, distillation_loss
 from vision_reference.errors import UserError
+from vision_reference.images.fingerprint import describe_data
 from vision_reference.images.folders import UNLABELLED, unlabelled_images
 from vision_reference.learner import build_learner
 from vision_reference.loaders import TeacherLoader
@@ -22,7 +23,6 @@ from vision_reference.losses.kd import kd_divergence
 from vision_reference.losses.labels import label_loss, labelled_loss
 from vision_reference.machine import Machine, Rank
 from vision_reference.networks.by_name import build_model
-from vision_reference.soft_labels.provenance import describe_data
 from vision_reference.train import open_data, train_one_epoch
 
 CPU = torch.device("cpu")

@@ -9,26 +9,9 @@ import math
 
 import numpy as np
 
+from vision_reference.images.seeds import uniform_numbers
+
 _ATTEMPTS = 100  # as DALI's own random crop, which the paper's students used
-
-
-def uniform_numbers(seeds: np.ndarray, count: int) -> np.ndarray:
-    """Uniform numbers in [0, 1): ``count`` per sample; row i depends on ``seeds[i]`` only.
-
-    splitmix64 (Steele, Lea and Flood 2014, "Fast splittable pseudorandom number generators") in counter mode.
-
-    Args:
-        seeds: (B,) uint64.
-
-    Returns:
-        (B, count) float64.
-    """
-    steps = np.arange(1, count + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
-    state = seeds.astype(np.uint64)[:, None] + steps[None, :]
-    state = (state ^ (state >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    state = (state ^ (state >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    state ^= state >> np.uint64(31)
-    return (state >> np.uint64(11)) * 2.0**-53
 
 
 def random_crops(

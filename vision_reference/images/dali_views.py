@@ -12,10 +12,10 @@ from torch import Tensor
 from torchvision.transforms.functional import InterpolationMode, center_crop
 
 from vision_reference.errors import UserError
-from vision_reference.images.dali_geometry import centre_crop, movements, random_crops, uniform_numbers
+from vision_reference.images.dali_geometry import centre_crop, movements, random_crops
 from vision_reference.images.presets import Preset
 from vision_reference.images.resizing import ResizePixels, resize_pixels
-from vision_reference.images.samplers import combine_seeds
+from vision_reference.images.seeds import combine_seeds, uniform_numbers
 
 
 @dataclass(frozen=True)

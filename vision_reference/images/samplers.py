@@ -6,48 +6,27 @@ number of processes, and a run that is resumed sees what an uninterrupted run wo
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from typing import Protocol
 
 import numpy as np
 import torch
 
 from vision_reference.errors import UserError
+from vision_reference.images.seeds import combine_seeds, view_seed
 
 Key = tuple[int, int]
 
-_MASK = (1 << 64) - 1
 _REPEATED_AUGMENTATION_ROUNDING = 256  # torchvision's recipe rounds the length of such an epoch down to this multiple
 
 
-def combine_seeds(*parts: int) -> int:
-    """One well-mixed 64-bit seed from several integers: splitmix64 (Steele et al. 2014), folded over ``parts``."""
-    state = 0
-    for part in parts:
-        state = (state ^ (part & _MASK)) + 0x9E3779B97F4A7C15 & _MASK
-        state = (state ^ state >> 30) * 0xBF58476D1CE4E5B9 & _MASK
-        state = (state ^ state >> 27) * 0x94D049BB133111EB & _MASK
-        state ^= state >> 31
-    return state
+class BatchSampler(Protocol):
+    """What a loader asks for its batches."""
 
+    def __len__(self) -> int:
+        """Batches of this process in an epoch."""
 
-@contextmanager
-def seeded(seed: int) -> Iterator[None]:
-    """Context in which torch's CPU generator starts from ``seed``; its state is put back afterwards.
-
-    ``torch.manual_seed`` would touch the GPUs' generators too, which a loader in the main process must not.
-    """
-    state = torch.default_generator.get_state()
-    torch.default_generator.manual_seed(seed)
-    try:
-        yield
-    finally:
-        torch.default_generator.set_state(state)
-
-
-def view_seed(seed: int, view: int, index: int, repetition: int = 0) -> int:
-    """What fixes the augmentation of sample ``index`` in view or epoch number ``view`` of a run with ``seed``."""
-    return combine_seeds(seed, view, index, repetition)
+    def epoch(self, number: int) -> Iterator[list[Key]]:
+        """The batches of epoch ``number`` (from 0), the same whenever they are asked for."""
 
 
 def global_batch_sizes(num_samples: int, batch_size: int, world_size: int) -> list[int]:
@@ -75,16 +54,6 @@ def global_batch_sizes(num_samples: int, batch_size: int, world_size: int) -> li
         # Too few for two steps (batches of one image only): one step takes them all.
         sizes += [both - both // 2, both // 2] if both >= 2 * world_size else [both]
     return sizes
-
-
-class BatchSampler(Protocol):
-    """What a loader asks for its batches."""
-
-    def __len__(self) -> int:
-        """Batches of this process in an epoch."""
-
-    def epoch(self, number: int) -> Iterator[list[Key]]:
-        """The batches of epoch ``number`` (from 0), the same whenever they are asked for."""
 
 
 class TrainBatchSampler:

@@ -17,7 +17,8 @@ from vision_reference.images.decoding import read_image
 from vision_reference.images.folders import Sample
 from vision_reference.images.pipelines import Normalize, drawn_geometry
 from vision_reference.images.presets import Preset
-from vision_reference.images.samplers import BatchSampler, Key, TrainBatchSampler, seeded
+from vision_reference.images.samplers import BatchSampler, Key, TrainBatchSampler
+from vision_reference.images.seeds import seeded
 
 
 class ImageDataset(Dataset):

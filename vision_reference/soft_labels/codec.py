@@ -1,20 +1,17 @@
-"""What is kept of a teacher's logits, how they are rebuilt from it, and how much is lost on the way.
+"""What is kept of a teacher's logits, and how they are rebuilt from it; how much is lost: ``analysis.stored_error``.
 
 Two forms: all classes, or the k largest logits with the log-sum-exp of the others at some temperatures, so that the
 probability of these (the tail) is known.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 # The tail's probability: spread evenly; left out, the others renormalized (Tan et al. 2019); that of one more class.
 TAILS = ("uniform", "drop", "bucket")
-REPORTED = (1.0, 2.0, 3.0, 64.0)  # the paper's temperatures
-_CANDIDATES = (5, 10, 20, 50, 100, 200, 500)
 _LOWEST_HALF = -65504.0
 NOTHING = -1e30  # logit of what has no probability; finite, so that 0 times it is 0
 
@@ -27,22 +24,22 @@ def encode(logits: Tensor, top_k: int | None, temperatures: Sequence[float]) -> 
     gives the one over all classes, while the difference of two such sums would have lost a small tail to rounding.
 
     Args:
-        logits: any floating type.
+        logits: worked out in their own precision, float32 at least.
         top_k: how many to keep; None: all.
         temperatures: those that the log-sum-exp is kept for; unused without ``top_k``.
 
     Returns:
         ``logits`` (B, K or k) float16, largest first with ``top_k``; ``indices`` (B, k) int64; ``rest`` (B, number of
-        temperatures) float32: log of the sum of exp(logit / T) over the classes beyond the k.
+        temperatures) float32: log of the sum of exp(logit / T) over the classes beyond the k, -inf if there are none.
     """
-    shifted = logits.double() - logits.double().amax(dim=1, keepdim=True)
-    shifted.clamp_(min=_LOWEST_HALF)
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    shifted = (logits - logits.amax(dim=1, keepdim=True)).clamp_(min=_LOWEST_HALF)
     if top_k is None:
         return {"logits": shifted.half()}
-    ordered, order = shifted.sort(dim=1, descending=True, stable=True)
-    beyond = ordered[:, top_k:]
+    largest, indices = shifted.topk(top_k, dim=1)
+    beyond = shifted.scatter_(1, indices, -torch.inf)
     rest = torch.stack([torch.logsumexp(beyond / temperature, dim=1) for temperature in temperatures], dim=1)
-    return {"logits": ordered[:, :top_k].half(), "indices": order[:, :top_k], "rest": rest.float()}
+    return {"logits": largest.half(), "indices": indices, "rest": rest.float()}
 
 
 def decode(
@@ -70,52 +67,3 @@ def decode(
         filling = temperature * (rest.double().unsqueeze(1) - math.log(classes - indices.shape[1]))
     decoded = filling.expand(-1, classes).scatter(1, indices, logits)
     return torch.cat([decoded, temperature * rest.double().unsqueeze(1)], dim=1) if tail == "bucket" else decoded
-
-
-def error_rows(classes: int, top_k: int | None) -> dict[str, tuple[int | None, str]]:
-    """The rows of ``error_sums``, what is stored and then what other k would give: name to k and tail.
-
-    Of the tails those that are distributions over the classes, which bucket is not.
-    """
-    kept = {} if top_k is None else {"stored": top_k}
-    kept |= {f"top-{k}": k for k in _CANDIDATES if k < classes and k != top_k}
-    rows: dict[str, tuple[int | None, str]] = {} if top_k is not None else {"stored": (None, TAILS[0])}
-    return rows | {f"{name} {tail}": (k, tail) for name, k in kept.items() for tail in TAILS[:2]}
-
-
-def error_sums(logits: Tensor, top_k: int | None) -> Tensor:
-    """How far a teacher rebuilt from a store would be from the teacher itself, summed over B images.
-
-    In nats: KL(teacher || rebuilt), but for a dropped tail KL(rebuilt || teacher), because the other direction is
-    infinite where something has no probability.
-
-    Args:
-        logits: (B, K), any floating type.
-        top_k: as for ``encode``.
-
-    Returns:
-        (rows, temperatures) float64 on the CPU: ``error_rows`` by ``REPORTED``.
-    """
-    classes, sums = logits.shape[1], []
-    teacher = [torch.log_softmax(logits.double() / temperature, dim=1) for temperature in REPORTED]
-    for k, tail in error_rows(classes, top_k).values():
-        parts = encode(logits, k, REPORTED)
-        for number, temperature in enumerate(REPORTED):
-            rest = parts["rest"][:, number] if k else None
-            rebuilt = decode(
-                parts["logits"], parts.get("indices"), rest, classes=classes, temperature=temperature, tail=tail
-            )
-            rebuilt = torch.log_softmax(rebuilt.double() / temperature, dim=1)
-            given, found = (rebuilt, teacher[number]) if tail == "drop" else (teacher[number], rebuilt)
-            sums.append(F.kl_div(found, given, reduction="sum", log_target=True))
-    return torch.stack(sums).view(-1, len(REPORTED)).cpu()
-
-
-def error_table(rows: Mapping[str, Sequence[float]], images: int) -> str:
-    """The table of mean errors over ``images`` views, one line per row of ``error_rows``."""
-    head = [
-        f"KL between the teacher and what a store knows of it, in nats, mean over {images} views",
-        "(uniform: KL(teacher || stored); drop: KL(stored || teacher), the other being infinite)",
-        f"{'':<16}" + "".join(f"{f'T = {temperature:g}':>12}" for temperature in REPORTED),
-    ]
-    return "\n".join(head + [f"{name:<16}" + "".join(f"{value:>12.3g}" for value in row) for name, row in rows.items()])

@@ -17,7 +17,6 @@ import zlib
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -25,11 +24,11 @@ import torch
 from torch import Tensor
 
 from vision_reference.errors import UserError
-from vision_reference.files import unseal
+from vision_reference.files import MANIFEST, unseal
 from vision_reference.soft_labels.codec import decode
 
 FORMAT = "lskd soft labels 1"
-MANIFEST, PLAN, FILES = "manifest.json", "plan.json", ("views.bin", "labels.bin")
+FILES = ("views.bin", "labels.bin")
 BLOCK = 1024  # images; a kill costs the work on one
 _THREADS = 4
 _VIEW = np.dtype([("seed", "<u8"), ("box", "<i4", (4,)), ("flip", "u1")])
@@ -62,29 +61,11 @@ def record_types(plan: dict) -> dict[str, np.dtype]:
     return dict(zip(FILES, (_VIEW, np.dtype(fields)), strict=True))
 
 
-def sizes(plan: dict) -> dict[str, int]:
-    """Bytes of both files of a store."""
-    rows = plan["views"]["count"] * plan["data"]["images"]
-    return {name: rows * kind.itemsize for name, kind in record_types(plan).items()}
-
-
-def open_files(folder: Path, plan: dict) -> dict[str, np.memmap]:
-    """Both files of a store as (M, N) records, to read.
-
-    Raises:
-        UserError: a file is missing or has another size than ``plan`` says.
-    """
-    for name, expected in sizes(plan).items():
-        size = (folder / name).stat().st_size if (folder / name).is_file() else 0
-        if size != expected:
-            raise UserError(_damaged(folder, f"{name} has {size} bytes instead of {expected}"))
-    shape = plan["views"]["count"], plan["data"]["images"]
-    return {name: np.memmap(folder / name, kind, mode="r", shape=shape) for name, kind in record_types(plan).items()}
-
-
-def checksums(files: dict[str, np.memmap], block: Block) -> dict[str, int]:
-    """CRC-32 of a block's bytes in each file."""
-    return {name: zlib.crc32(part[block.view, block.start : block.stop].data) for name, part in files.items()}
+def extents(plan: dict) -> list[dict[str, slice]]:
+    """Of each block the bytes it takes of both files."""
+    images, kinds = plan["data"]["images"], record_types(plan)
+    rows = [slice(block.view * images + block.start, block.view * images + block.stop) for block in all_blocks(plan)]
+    return [{name: slice(r.start * k.itemsize, r.stop * k.itemsize) for name, k in kinds.items()} for r in rows]
 
 
 class Store:
@@ -98,7 +79,7 @@ class Store:
         top_k, temperatures: what is kept of the logits; None and [] for all of them.
         class_names, sha256: of the data; the names are None in stores of earlier versions.
         arch, precision: the teacher's network, and fp32, bf16 or fp16.
-        pixels, versions, errors: as ``provenance`` and ``codec.error_table`` have them.
+        pixels, versions, errors: as ``images.fingerprint`` and ``analysis.stored_error`` have them.
         label_smoothing: of the teacher's training; 0 where a store of earlier versions does not say.
 
     Raises:
@@ -111,14 +92,17 @@ class Store:
             begun = any((folder / name).is_file() for name in FILES)
             what = "is unfinished; run store_soft_labels.py again, it goes on" if begun else "holds no soft labels"
             raise UserError(f"{folder} {what} (no {MANIFEST})")
-        self.folder, self.manifest = folder, read_plan(folder)
+        self.folder = folder
+        try:
+            self.manifest = unseal(folder / MANIFEST, FORMAT)
+        except (OSError, ValueError) as error:
+            raise UserError(_damaged(folder, f"{MANIFEST} is damaged ({error})")) from None
         try:
             data, labels, sums = (self.manifest[name] for name in ("data", "labels", "checksums"))
             self.classes, self.images, self.count = data["classes"], data["images"], self.manifest["views"]["count"]
             self.top_k, self.temperatures = labels["top_k"], [float(one) for one in labels["temperatures"]]
             self.errors = {str(name): [float(one) for one in row] for name, row in self.manifest["errors"].items()}
-            self._files = open_files(folder, self.manifest)
-            self.views, self.labels = self._files.values()
+            self.views, self.labels = (self._map(*file) for file in record_types(self.manifest).items())
             self.blocks = all_blocks(self.manifest)
             self._checksums = [dict(zip(FILES, pair, strict=True)) for pair in zip(*map(sums.get, FILES), strict=True)]
             self.arch, self.precision = (str(self.manifest["teacher"][name]) for name in ("arch", "precision"))
@@ -132,10 +116,21 @@ class Store:
         except (ValueError, KeyError, TypeError, AttributeError, OverflowError):
             raise UserError(_damaged(folder, f"{MANIFEST} is no manifest of these files")) from None
 
+    def _map(self, name: str, kind: np.dtype) -> np.memmap:
+        path, expected = self.folder / name, self.count * self.images * kind.itemsize
+        size = path.stat().st_size if path.is_file() else 0
+        if size != expected:
+            raise UserError(_damaged(self.folder, f"{name} has {size} bytes instead of {expected}"))
+        return np.memmap(path, kind, mode="r", shape=(self.count, self.images))
+
+    def _checksums_of(self, block: Block) -> dict[str, int]:
+        files = zip(FILES, (self.views, self.labels), strict=True)
+        return {name: zlib.crc32(file[block.view, block.start : block.stop].data) for name, file in files}
+
     def damage(self, blocks: Sequence[Block]) -> str | None:
         """One line about the first of ``blocks`` whose bytes are not those that were written, None where all are."""
         with ThreadPoolExecutor(_THREADS) as pool:
-            for block, found in zip(blocks, pool.map(partial(checksums, self._files), blocks), strict=True):
+            for block, found in zip(blocks, pool.map(self._checksums_of, blocks), strict=True):
                 if found != self._checksums[block.number]:
                     place = f"images {block.start} to {block.stop - 1} of view {block.view}"
                     return _damaged(self.folder, f"{place} are not as they were written")
@@ -150,24 +145,6 @@ class Store:
         chosen = torch.from_numpy(records["indices"].astype(np.int64))
         rest = torch.from_numpy(np.ascontiguousarray(records["rest"][:, self.temperatures.index(temperature)]))
         return decode(logits, chosen, rest, classes=self.classes, temperature=temperature, tail=tail)
-
-
-def read_plan(folder: Path) -> dict:
-    """What the store in ``folder``, finished or not, is made from: its manifest or plan; empty where there is none.
-
-    Raises:
-        UserError: it is not as it was written, or of another format.
-    """
-    for name in (MANIFEST, PLAN):
-        if (folder / name).is_file():
-            try:
-                plan = unseal(folder / name)
-            except (OSError, ValueError) as error:
-                raise UserError(_damaged(folder, f"{name} is damaged ({error})")) from None
-            if plan.get("format") != FORMAT:
-                raise UserError(_damaged(folder, f"{name} has format {plan.get('format')}, not '{FORMAT}'"))
-            return plan
-    return {}
 
 
 def _damaged(folder: Path, what: str) -> str:

@@ -8,10 +8,11 @@ import numpy as np
 from torch import Tensor
 
 from vision_reference.errors import UserError
+from vision_reference.images.fingerprint import versions
+from vision_reference.images.presets import PRESETS
 from vision_reference.losses.wide import average
 from vision_reference.machine import Rank, gather_objects
 from vision_reference.soft_labels.codec import TAILS
-from vision_reference.soft_labels.provenance import check_pixels, versions
 from vision_reference.soft_labels.store import Store
 
 
@@ -52,7 +53,7 @@ def open_soft_labels(
     All bytes are read and compared with their checksums, shared by the processes.
 
     Args:
-        data, pixels: of the run, as ``provenance`` describes them; by every process, another machine may have others.
+        data, pixels: of the run, as ``images.fingerprint`` has them; by every process, another machine may have others.
         temperature, tail: ``--kd-temperature`` and ``--kd-tail``; None where that was not given.
 
     Raises:
@@ -82,7 +83,7 @@ def open_soft_labels(
 
 
 def check_belongs(store: Store, data: dict, pixels: dict) -> None:
-    """Refuses a store of other data or pixels than the run's, both as ``provenance`` describes them.
+    """Refuses a store of other data or pixels than the run's, both as ``images.fingerprint`` describes them.
 
     Raises:
         UserError: names what differs, stored and given.
@@ -99,7 +100,27 @@ def check_belongs(store: Store, data: dict, pixels: dict) -> None:
             )
     if store.sha256 != data["sha256"]:
         raise UserError(f"{store.folder} is about other data: {data['covers']} differ from those in --data-path")
-    check_pixels(store.pixels, pixels, str(store.folder))
+    for name, given in pixels.items():
+        if store.pixels.get(name) != given and not (name == "loader" and _boxes_say_it_all(store.pixels, pixels)):
+            flag, then, now = "--" + name.replace("_", "-"), _shown(name, store.pixels), _shown(name, pixels)
+            raise UserError(
+                f"{store.folder} was stored with {flag} {then}, but {flag} {now} is given; the student must see what "
+                "the teacher saw: give the stored value, or store anew"
+            )
+
+
+def _shown(name: str, flags: dict) -> str:
+    value = flags.get(name)
+    if name in ("mean", "std"):
+        return " ".join(f"{part:g}" for part in value) if value else "of the preset"
+    return str(value)
+
+
+def _boxes_say_it_all(stored: dict, given: dict) -> bool:
+    """Views stored through torchvision may be shown through DALI where all that happens is to crop and to mirror."""
+    preset = PRESETS[given["preset"]]
+    more = (preset.shift, preset.rotation, preset.grayscale, preset.brightness, preset.contrast)
+    return (stored.get("loader"), given["loader"]) == ("torchvision", "dali") and not any(more)
 
 
 def _check_same_views(first: Store, second: Store) -> None:

@@ -1,13 +1,15 @@
-"""A store of soft labels being written, by any number of processes, each of which may be killed at any moment.
+"""A store of a teacher's answers being written, by any number of processes, each of which may be killed at any moment.
 
-Both files are laid out in full at the beginning, beside ``plan.json`` (the manifest but for checksums and errors) and a
-lock. Every process writes whole blocks into them and, once a block's bytes are on disk, a line into its journal; a
-block without a line counts as missing. The manifest comes last; then plan, journals and lock go.
+Stores of soft labels and of a translation expert's outputs (``fairseq_plugins/teachers/store.py``) are written by it.
+Their files are laid out in full at the beginning, beside ``plan.json`` (the manifest but for checksums and what only
+the whole tells) and a lock. Every process writes whole blocks into them and, once a block's bytes are on disk, a line
+into its journal; a block without a line counts as missing. The manifest comes last; then plan, journals and lock go.
 """
 
 import os
+import re
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import BinaryIO
@@ -16,19 +18,19 @@ import numpy as np
 
 from vision_reference.errors import UserError
 from vision_reference.files import (
+    MANIFEST,
     journal_line,
     read_journal,
     seal,
     share_lock,
     try_lock,
+    unseal,
     write_atomically,
     write_through,
 )
-from vision_reference.soft_labels import store
-from vision_reference.soft_labels.store import FILES, MANIFEST, PLAN, Block
 
-_JOURNALS, _LOCKS = "journal-*.jsonl", "lock*"  # earlier versions had a lock for each process
-# What two runs must have in common to work on one store; versions may differ.
+PLAN, _JOURNALS, _LOCKS = "plan.json", "journal*.jsonl", "lock*"  # earlier versions had a lock for each process
+# What two runs must have in common to work on one store; versions and places of files may differ.
 _SAME = ("format", "teacher", "data", "pixels", "views", "labels", "block")
 
 
@@ -39,12 +41,15 @@ class Writer(ExitStack):
 
     Args:
         folder: absent, empty, or of this store.
-        plan: the manifest but for checksums and errors.
+        plan: the manifest but for checksums and what ``finish`` adds.
+        blocks: of each block the bytes it takes of each file that is written block by block, from 0 on without gaps.
+        fixed: contents of files that are known from the beginning.
         number: of this process among those that write.
+        flag: that gave the folder, for what is told to the user.
 
     Attributes:
-        blocks: all of them.
-        done: numbers of the blocks that are on disk; of number 0 only.
+        plan: of the run that began the store.
+        done: numbers of the blocks that are on disk, as far as this process knows; number 0 knows what came before it.
         whole: nothing is left to do.
 
     Raises:
@@ -52,18 +57,27 @@ class Writer(ExitStack):
         OSError: the disk is full, or the folder cannot be written.
     """
 
-    def __init__(self, folder: Path, plan: dict, number: int = 0) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        plan: dict,
+        blocks: Sequence[Mapping[str, slice]],
+        fixed: Mapping[str, bytes] | None = None,
+        *,
+        number: int = 0,
+        flag: str = "--output-dir",
+    ) -> None:
         super().__init__()
-        self.folder, self.plan, self.blocks = folder, plan, store.all_blocks(plan)
-        self.done: set[int] = set()
-        self._files: list[BinaryIO] = []
+        self.folder, self.plan, self.done = folder, plan, set[int]()
+        self._blocks, self._fixed, self._flag = blocks, fixed or {}, flag
+        self._files: dict[str, BinaryIO] = {}
         try:
             if number:
                 self._lock(first=False)
             self.whole = number == 0 and self._begin()
             if not self.whole:
-                self._files = [self._open(name, "r+b") for name in FILES]
-                self._files.append(self._open(_JOURNALS.replace("*", str(number)), "ab"))
+                self._files = {name: self._open(name, "r+b") for name in blocks[0]}
+                self._journal = self._open(_JOURNALS.replace("*", f"-{number}"), "ab")
         except BaseException:
             self.close()
             raise
@@ -81,18 +95,16 @@ class Writer(ExitStack):
         """Whether the store is whole already; what is missing in the folder is made, what is there is kept."""
         if not (self.folder / MANIFEST).is_file():
             self.folder.mkdir(parents=True, exist_ok=True)
-            own = [PLAN, _JOURNALS, *FILES] if (self.folder / PLAN).exists() else []
+            own = [PLAN, _JOURNALS, *self._blocks[0], *self._fixed] if (self.folder / PLAN).exists() else []
             for path in self.folder.iterdir():
                 if not any(path.match(pattern) for pattern in (*own, _LOCKS, "*.partial", "unreadable_*")):
-                    raise UserError(f"{self.folder} holds other files ({path.name}); give a new or empty --output-dir")
+                    raise UserError(f"{self.folder} holds other files ({path.name}); give a new or empty {self._flag}")
             self._lock(first=True)
-        found = store.read_plan(self.folder)
-        if found and (difference := _difference(found, {name: self.plan[name] for name in _SAME})):
-            raise UserError(
-                f"{self.folder} holds a store with {difference}; give another --output-dir, or delete this one"
-            )
+        found = read_plan(self.folder, self.plan["format"])
+        if found and (difference := _difference(found, {name: self.plan.get(name) for name in _SAME})):
+            raise UserError(f"{self.folder} holds a store with {difference}; give another {self._flag}, or delete this")
         if (self.folder / MANIFEST).is_file():
-            _clean(self.folder)
+            self._clean()
             return True
         if not found:
             write_atomically(self.folder / PLAN, seal(self.plan))
@@ -105,15 +117,19 @@ class Writer(ExitStack):
 
         Blocks that an earlier run wrote count if they read back as they were written.
         """
-        for name, size in store.sizes(self.plan).items():
+        for name, part in self._blocks[-1].items():
             with (self.folder / name).open("ab") as file:
-                os.posix_fallocate(file.fileno(), 0, size)
-        files = store.open_files(self.folder, self.plan)
-        good = [
-            one for one in self._journals() if store.checksums(files, self.blocks[one["block"]]) == one["checksums"]
-        ]
+                os.posix_fallocate(file.fileno(), 0, part.stop)
+        for name, content in self._fixed.items():
+            write_atomically(self.folder / name, content)
+        files = {name: np.memmap(self.folder / name, np.uint8, "r") for name in self._blocks[0]}
+        good = []
+        for entry in self._journals():
+            parts = self._blocks[entry["block"]]
+            if entry.get("checksums") == {name: zlib.crc32(files[name][part].data) for name, part in parts.items()}:
+                good.append(entry)
         self.done = {entry["block"] for entry in good}
-        own = _JOURNALS.replace("*", "0")
+        own = _JOURNALS.replace("*", "-0")
         write_atomically(self.folder / own, b"".join(map(journal_line, good)))
         for journal in self.folder.glob(_JOURNALS):
             if journal.name != own:
@@ -123,38 +139,51 @@ class Writer(ExitStack):
         for journal in sorted(self.folder.glob(_JOURNALS)):
             yield from read_journal(journal)
 
-    def write(self, block: Block, records: dict[str, np.ndarray], errors: np.ndarray) -> None:
-        """Put a block in its place, and say so once it is on disk.
+    def write(self, block: int, contents: Mapping[str, bytes], **more: object) -> None:
+        """Put a block, by its number, in its place, and say so, and ``more`` about it, once it is on disk."""
+        for name, content in contents.items():
+            self._files[name].seek(self._blocks[block][name].start)
+            write_through(self._files[name], content)
+        checksums = {name: zlib.crc32(content) for name, content in contents.items()}
+        write_through(self._journal, journal_line({"block": block, "checksums": checksums, **more}))
+        self.done.add(block)
 
-        Args:
-            records: (block's images,) of either file.
-            errors: (rows, temperatures) sums over the block: ``codec.error_sums``.
-        """
-        checksums = {}
-        *files, journal = self._files
-        for name, file in zip(FILES, files, strict=True):
-            content = records[name].tobytes()
-            file.seek((block.view * self.plan["data"]["images"] + block.start) * records[name].itemsize)
-            write_through(file, content)
-            checksums[name] = zlib.crc32(content)
-        write_through(journal, journal_line({"block": block.number, "checksums": checksums, "errors": errors.tolist()}))
-
-    def finish(self, rows: Iterable[str]) -> None:
-        """Write the manifest of a store that has all blocks, ``rows`` naming those of its errors, and clean up."""
+    def entries(self) -> list[dict]:
+        """What was written about each block, in their order; the store has all."""
         entries = {entry["block"]: entry for entry in self._journals()}
-        ordered = [entries[block.number] for block in self.blocks]
-        checksums = {name: [entry["checksums"][name] for entry in ordered] for name in FILES}
-        errors = np.sum([entry["errors"] for entry in ordered], axis=0) / sum(b.stop - b.start for b in self.blocks)
-        manifest = {**self.plan, "checksums": checksums, "errors": dict(zip(rows, errors.tolist(), strict=True))}
-        write_atomically(self.folder / MANIFEST, seal(manifest))
-        _clean(self.folder)
+        return [entries[number] for number in range(len(self._blocks))]
+
+    def finish(self, **more: object) -> None:
+        """Write the manifest, with ``more`` in it, of a store that has all blocks, and clean up."""
+        checksums = {name: [entry["checksums"][name] for entry in self.entries()] for name in self._blocks[0]}
+        checksums |= {name: [zlib.crc32(content)] for name, content in self._fixed.items()}
+        write_atomically(self.folder / MANIFEST, seal({**self.plan, "checksums": checksums, **more}))
+        self._clean()
+
+    def _clean(self) -> None:
+        """Remove what only the making of a finished store needed, and what a kill left half-written."""
+        for pattern in (PLAN, _JOURNALS, _LOCKS, ".*.partial"):
+            for path in self.folder.glob(pattern):
+                path.unlink(missing_ok=True)
 
 
-def _clean(folder: Path) -> None:
-    """Remove what only the making of a finished store needed, and what a kill left half-written."""
-    for pattern in (PLAN, _JOURNALS, _LOCKS, ".*.partial"):
-        for path in folder.glob(pattern):
-            path.unlink(missing_ok=True)
+def read_plan(folder: Path, kind: str) -> dict:
+    """What the store in ``folder``, finished or not, is made from: its manifest or plan; empty where there is none.
+
+    Args:
+        kind: the ``format`` it has to have.
+
+    Raises:
+        UserError: it is not as it was written, or of another format.
+    """
+    for path in (folder / MANIFEST, folder / PLAN):
+        if path.is_file():
+            try:
+                return unseal(path, kind)
+            except (OSError, ValueError) as error:
+                damage = f"{folder} is damaged: {path.name} is damaged ({error}); delete the folder and store anew"
+                raise UserError(damage) from None
+    return {}
 
 
 def _difference(found: object, wanted: object, name: str = "") -> str:
@@ -165,5 +194,5 @@ def _difference(found: object, wanted: object, name: str = "") -> str:
     if isinstance(found, dict) and isinstance(wanted, dict):
         parts = (_difference(found[key], wanted[key], f"{name}.{key}") for key in wanted if key in found)
         return next(filter(None, parts), "")
-    brief = [value[:12] if isinstance(value, str) and len(value) == 64 else value for value in (found, wanted)]
-    return "" if found == wanted else f"{name[1:]} {brief[0]}, not {brief[1]}"
+    values = re.sub(r"\b(\w{12})\w{52}\b", r"\1", f"{found}, not {wanted}")  # the beginning of hashes
+    return "" if found == wanted else f"{name[1:]} {values}"

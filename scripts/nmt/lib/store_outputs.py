@@ -11,16 +11,27 @@ import numpy as np
 import torch
 from fairseq.data import LanguagePairDataset
 
-from fairseq_plugins.files import hash_split, sha256_of_file
+from fairseq_plugins.files import hash_split, sha256_of_file, writing_to
 from fairseq_plugins.teachers.expert import Teacher, load_teacher
-from fairseq_plugins.teachers.store import BLOCK, FORMAT, Block, Store, encode, record_type, rows_of
-from fairseq_plugins.teachers.store_writer import Writer
+from fairseq_plugins.teachers.store import (
+    BLOCK,
+    FORMAT,
+    LABELS,
+    OFFSETS,
+    Block,
+    Store,
+    all_blocks,
+    record_type,
+    rows_of,
+)
 from fairseq_plugins.teachers.vocabularies import hash_vocabulary
 from scripts.nmt.lib.decoder_features import ask, batches_of, open_references, rows_of_logits
 from scripts.nmt.lib.lang_pair import LangPair
 from scripts.nmt.lib.processes import devices, shared
 from scripts.nmt.lib.progress import Progress
 from scripts.nmt.lib.user_error import UserError
+from vision_reference.soft_labels.codec import encode
+from vision_reference.soft_labels.writer import Writer
 
 _DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 _NOT_FINITE = "the teacher's logits are not finite: it is damaged, or --precision does not suit it"
@@ -76,7 +87,7 @@ def store(
         "label_smoothing": expert.label_smoothing,
         "versions": {name: metadata.version(name) for name in ("torch", "fairseq")},
     }
-    with Writer(output, plan, offsets) as writer:
+    with begin(output, plan, offsets) as writer:
         if writer.whole:
             if damage := Store(output).damage():
                 raise UserError(damage)
@@ -90,13 +101,22 @@ def store(
             flush=True,
         )
         _write_blocks(writer, Worker(plan, offsets, dataset, expert, max_tokens), seen)
-        writer.finish()
+        with writing_to(output, "--output"):
+            writer.finish()
     print(f"stored {output}")
+
+
+def begin(output: Path, plan: dict, offsets: np.ndarray) -> Writer:
+    """The hand of this process on the store. Raises UserError where another has it, or it cannot be written."""
+    size = record_type(plan).itemsize
+    extents = [{LABELS: slice(one.start * size, one.stop * size)} for one in all_blocks(offsets, plan["block"])]
+    with writing_to(output, "--output"):
+        return Writer(output, plan, extents, {OFFSETS: offsets.tobytes()}, flag="--output")
 
 
 def _write_blocks(writer: Writer, worker: "Worker", seen: list[str]) -> None:
     """Put all missing blocks into the store. Raises UserError if that fails."""
-    left = [block for block in writer.blocks if block.number not in writer.done]
+    left = [block for block in all_blocks(worker.offsets, worker.plan["block"]) if block.number not in writer.done]
     total = writer.plan["data"]["tokens"]
     with Progress("storing", total, "token") as progress:
         progress.skip(total - sum(map(len, left)))
@@ -106,7 +126,8 @@ def _write_blocks(writer: Writer, worker: "Worker", seen: list[str]) -> None:
                 for block, records in results:
                     if isinstance(records, str):
                         raise UserError(records)
-                    writer.write(block, records)
+                    with writing_to(writer.folder, "--output"):
+                        writer.write(block.number, {LABELS: records.tobytes()})
                     progress.add(len(block))
             before, left = len(left), [block for block in left if block.number not in writer.done]
             if len(left) == before:

@@ -1,4 +1,7 @@
-"""How the translation scripts report a user's mistake: with the plugin's `UserError`, whose reason they keep."""
+"""How the translation scripts report a user's mistake: with the plugin's `UserError`, whose reason they keep.
+
+What the two halves share (`vision_reference/analysis`, the writer of stores) has an exception of its own, told alike.
+"""
 
 import os
 import signal
@@ -7,6 +10,9 @@ import traceback
 from collections.abc import Callable
 
 from fairseq_plugins.errors import UserError as UserError
+from vision_reference.errors import UserError as SharedUserError
+
+_MISTAKES = (UserError, SharedUserError)
 
 
 def run_cli(name: str, main: Callable[[], None]) -> None:
@@ -22,7 +28,7 @@ def run_cli(name: str, main: Callable[[], None]) -> None:
     try:
         main()
         sys.stdout.flush()
-    except (UserError, OSError, MemoryError, KeyboardInterrupt, RuntimeError) as caught:
+    except (*_MISTAKES, OSError, MemoryError, KeyboardInterrupt, RuntimeError) as caught:
         problem = _behind(caught)
         if isinstance(problem, RuntimeError):  # nobody's mistake but ours
             raise
@@ -56,7 +62,7 @@ def _behind(problem: BaseException) -> BaseException:
 
 def _told(problem: BaseException) -> tuple[int, str]:
     """Exit status, and the line without the command's name."""
-    if isinstance(problem, UserError):
+    if isinstance(problem, _MISTAKES):
         return 2, f"error: {problem}"
     if isinstance(problem, KeyboardInterrupt):
         return 143 if isinstance(problem, _Terminated) else 130, "interrupted; run the same command again to go on"

@@ -12,9 +12,11 @@ from hypothesis import strategies as st
 from fairseq_plugins.errors import UserError
 from fairseq_plugins.files import seal, unseal
 from fairseq_plugins.losses.soft_labels import TopKLogits
-from fairseq_plugins.teachers import store_writer
-from fairseq_plugins.teachers.store import FORMAT, Store, encode, record_type
-from fairseq_plugins.teachers.store_writer import Writer
+from fairseq_plugins.teachers.store import FORMAT, Store, all_blocks, record_type
+from scripts.nmt.lib import store_outputs
+from vision_reference.errors import UserError as SharedUserError
+from vision_reference.soft_labels import writer as writing
+from vision_reference.soft_labels.codec import encode
 
 FILES = ["labels.bin", "manifest.json", "offsets.bin"]
 
@@ -29,7 +31,11 @@ def plan(lengths, block=4, **labels):
 
 def begun(folder, made):
     lengths = made.pop("lengths", None) or [3, 0, 2]
-    return Writer(folder, made, np.concatenate([[0], np.cumsum(lengths)]).astype("<i8"))
+    return store_outputs.begin(folder, made, offsets(lengths))
+
+
+def offsets(lengths):
+    return np.concatenate([[0], np.cumsum(lengths)]).astype("<i8")
 
 
 def random_records(count, made, seed=0):
@@ -41,9 +47,9 @@ def random_records(count, made, seed=0):
 
 
 def write_all(writer, records):
-    for block in writer.blocks:
+    for block in all_blocks(np.fromfile(writer.folder / "offsets.bin", "<i8"), writer.plan["block"]):
         if block.number not in writer.done:
-            writer.write(block, records[block.start : block.stop])
+            writer.write(block.number, {"labels.bin": records[block.start : block.stop].tobytes()})
 
 
 def make(folder, lengths, records, made=None, block=4):
@@ -59,7 +65,7 @@ def contents(folder):
 
 def refusal(call, *arguments, **keywords):
     """The one line that a user reads."""
-    with pytest.raises(UserError) as error:
+    with pytest.raises((UserError, SharedUserError)) as error:
         call(*arguments, **keywords)
     (line,) = str(error.value).splitlines()
     return line
@@ -196,7 +202,7 @@ def _killed_at_system_call(last):
 
     for name in ("fsync", "replace", "posix_fallocate"):
         setattr(os, name, counted(getattr(os, name), lambda *_: None))
-    store_writer.write_through = counted(store_writer.write_through, half_written)
+    writing.write_through = counted(writing.write_through, half_written)
 
 
 def test_block_that_did_not_reach_the_disk_is_done_again(tmp_path):
@@ -206,7 +212,7 @@ def test_block_that_did_not_reach_the_disk_is_done_again(tmp_path):
         write_all(writer, records)
     with (tmp_path / "out" / "labels.bin").open("r+b") as labels:
         labels.write(bytes(8))
-    with (tmp_path / "out" / "journal.jsonl").open("ab") as journal:
+    with (tmp_path / "out" / "journal-0.jsonl").open("ab") as journal:
         journal.write(b'00000000 {"block": 99}\n{"blo')
     with begun(tmp_path / "out", {**made, "lengths": [3, 3]}) as writer:
         assert list(writer.done) == [1]
@@ -230,11 +236,11 @@ def test_second_run_is_refused_while_the_first_lives_and_touches_nothing(tmp_pat
         if child == 0:
             try:
                 begun(tmp_path / "out", dict(made))
-            except UserError as error:
+            except SharedUserError as error:
                 os.write(write, str(error).encode())
             os._exit(0)
         os.waitpid(child, 0)
-        assert b"is being stored by another process" in os.read(read, 1000)
+        assert b"is being stored by another run" in os.read(read, 1000)
         assert contents(tmp_path / "out") == before
     with begun(tmp_path / "out", dict(made)) as writer:
         assert len(writer.done) == 2
@@ -298,7 +304,7 @@ HAND_MADE = {
 
 @pytest.mark.parametrize("changes", HAND_MADE.values(), ids=HAND_MADE)
 def test_hand_made_manifest_is_one_line(store, changes):
-    manifest = unseal(store / "manifest.json")
+    manifest = unseal(store / "manifest.json", FORMAT)
     for name, value in changes.items():
         both = isinstance(value, dict) and isinstance(manifest[name], dict)
         manifest[name] = {**manifest[name], **value} if both else value
@@ -331,7 +337,7 @@ def test_what_is_stored_is_never_mixed_with_something_else(store, tmp_path, sect
     wanted[section] |= entry
     for folder in (store, tmp_path / "other"):
         before = contents(folder)
-        assert f"holds outputs with {said}: choose another --output" in refusal(begun, folder, dict(wanted))
+        assert f"holds a store with {said}; give another --output" in refusal(begun, folder, dict(wanted))
         assert contents(folder) == before | {name: b"" for name in {"lock"} - before.keys() if folder != store}
 
 
@@ -363,10 +369,11 @@ def test_full_disk_is_one_line_and_the_next_run_goes_on(tmp_path, monkeypatch):
     assert "(No space left on device): make room and run the same command again, it goes on" in line
     records = random_records(5, made)
     with begun(tmp_path / "out", dict(made)) as writer:
-        writer.write(writer.blocks[0], records[:3])
+        writer.write(0, {"labels.bin": records[:3].tobytes()})
         with monkeypatch.context() as patched:
             patched.setattr("os.fsync", full)
-            assert "make room" in refusal(writer.write, writer.blocks[1], records[3:])
+            with pytest.raises(OSError, match="No space left"):
+                writer.write(1, {"labels.bin": records[3:].tobytes()})
     with begun(tmp_path / "out", dict(made)) as writer:
         assert 0 in writer.done
         write_all(writer, records)

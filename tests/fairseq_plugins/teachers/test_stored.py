@@ -15,9 +15,10 @@ import torch
 from fairseq_plugins.errors import UserError
 from fairseq_plugins.files import unseal
 from fairseq_plugins.teachers.expert import Teacher
-from fairseq_plugins.teachers.store import Store
+from fairseq_plugins.teachers.store import FORMAT, Store
 from scripts.nmt.lib import store_outputs as teacher_outputs
 from scripts.nmt.lib.lang_pair import LangPair
+from vision_reference.errors import UserError as SharedUserError
 
 PAIRS = ["en-de", "en-ru", "en-fr"]
 MIXED = [0, 61, 121, 5, 70, 130, 3]
@@ -238,10 +239,10 @@ def test_finished_store_is_left_as_it_is_and_never_mixed_with_another(toy, store
         ({"top_k": 2}, "labels.top_k 36, not 2"),
         ({"temperatures": [1.0]}, "labels.temperatures [1.0, 2.0], not [1.0]"),
     ):
-        with pytest.raises(UserError, match="holds outputs with") as error:
+        with pytest.raises(SharedUserError, match="holds a store with") as error:
             store_outputs(toy, toy.de, "en-de", stores["de"], **changes)
         assert said in str(error.value)
-    with pytest.raises(UserError, match=r"holds outputs with teacher.weights_sha256"):
+    with pytest.raises(SharedUserError, match=r"holds a store with teacher.weights_sha256"):
         store_outputs(toy, toy.de2, "en-de", stores["de"])
 
 
@@ -254,6 +255,17 @@ def test_what_cannot_be_stored_is_one_line(toy, tmp_path):
             store_outputs(toy, toy.de, "en-de", tmp_path / "out", **changes)
     with pytest.raises(UserError, match="holds no nosuch set of en-de"):
         store_outputs(toy, toy.de, "en-de", tmp_path / "out", subset="nosuch")
+
+
+def test_disk_that_fills_while_storing_is_one_line_and_the_next_run_goes_on(toy, stores, tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("vision_reference.soft_labels.writer.write_through", full)
+        with pytest.raises(UserError, match=r"\(No space left on device\): make room and run the same command again"):
+            store_outputs(toy, toy.de, "en-de", tmp_path / "out")
+    assert contents(store_outputs(toy, toy.de, "en-de", tmp_path / "out")) == contents(stores["de"])
 
 
 @pytest.mark.parametrize("value", [torch.nan, torch.inf])
@@ -413,10 +425,10 @@ def test_flipped_bit_ends_fairseq_train_with_one_line(toy, stores, setup, tmp_pa
 
 
 def test_store_says_what_it_was_made_of(toy, stores):
-    made_of = unseal(stores["de3"] / "manifest.json")
+    made_of = unseal(stores["de3"] / "manifest.json", FORMAT)
     assert (made_of["data"]["lang_pair"], made_of["data"]["split"], made_of["labels"]["top_k"]) == ("en-de", "train", 3)
     assert made_of["paths"] == [str(toy.de)]
-    whole = unseal(stores["de"] / "manifest.json")
+    whole = unseal(stores["de"] / "manifest.json", FORMAT)
     assert all(made_of[name] == whole[name] for name in ("format", "teacher", "data", "block", "versions"))
     assert Store(stores["de3"]).damage() is None
 

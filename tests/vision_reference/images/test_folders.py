@@ -13,7 +13,7 @@ from torchvision.transforms.functional import pil_to_tensor, to_pil_image
 from vision_reference.errors import UserError
 from vision_reference.images.decoding import read_image, read_pixels
 from vision_reference.images.folders import Samples, check_same_classes, image_folder
-from vision_reference.images.samplers import seeded
+from vision_reference.images.seeds import seeded
 from vision_reference.images.torch_loader import ImageDataset
 
 

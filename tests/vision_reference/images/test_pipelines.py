@@ -9,7 +9,7 @@ from torchvision.transforms.functional import InterpolationMode
 
 from vision_reference.images.pipelines import Normalize, evaluation_pipeline, training_pipeline
 from vision_reference.images.presets import PRESETS
-from vision_reference.images.samplers import seeded
+from vision_reference.images.seeds import seeded
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ from torchvision.transforms import functional as F
 from torchvision.transforms.functional import InterpolationMode
 
 from vision_reference.images.resizing import RandomResizedCropPixels, ResizePixels, resize_pixels, scaled_size
-from vision_reference.images.samplers import seeded
+from vision_reference.images.seeds import seeded
 
 FILTERS = {InterpolationMode.BILINEAR: Image.Resampling.BILINEAR, InterpolationMode.BICUBIC: Image.Resampling.BICUBIC}
 

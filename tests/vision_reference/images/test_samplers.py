@@ -5,7 +5,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vision_reference.errors import UserError
-from vision_reference.images.samplers import EvalBatchSampler, TrainBatchSampler, combine_seeds, global_batch_sizes
+from vision_reference.images.samplers import EvalBatchSampler, TrainBatchSampler, global_batch_sizes
+from vision_reference.images.seeds import combine_seeds
 
 sizes = {"num_samples": st.integers(8, 500), "batch_size": st.integers(1, 40), "world_size": st.integers(1, 8)}
 

@@ -14,7 +14,8 @@ from vision_reference.images.decoding import read_image, read_pixels
 from vision_reference.images.pipelines import training_pipeline
 from vision_reference.images.presets import PRESETS
 from vision_reference.images.resizing import resize_pixels
-from vision_reference.images.samplers import ViewBatchSampler, view_seed
+from vision_reference.images.samplers import ViewBatchSampler
+from vision_reference.images.seeds import view_seed
 from vision_reference.images.torch_loader import ViewDataset
 from vision_reference.soft_labels.store import all_blocks
 

@@ -22,7 +22,7 @@ from vision_reference.images.pipelines import Normalize, training_pipeline
 from vision_reference.images.presets import PRESETS
 from vision_reference.images.torch_loader import ImageDataset
 from vision_reference.machine import Rank
-from vision_reference.soft_labels.store import Store
+from vision_reference.soft_labels.store import FORMAT, Store
 from vision_reference.soft_labels.stored_teachers import SoftLabels
 from vision_reference.train import open_data
 
@@ -406,7 +406,7 @@ def test_broken_images_are_left_out_of_both_or_of_neither(store, train, teacher,
 
 def test_other_versions_are_noted(train, stored, tmp_path):
     shutil.copytree(stored[0], tmp_path / "s")
-    manifest = unseal(tmp_path / "s" / "manifest.json")
+    manifest = unseal(tmp_path / "s" / "manifest.json", FORMAT)
     manifest["versions"]["pillow"] = "1.0"
     (tmp_path / "s" / "manifest.json").write_bytes(seal(manifest))
     flags = ["--soft-labels", tmp_path / "s", "--epochs", 0, "--output-dir", tmp_path]

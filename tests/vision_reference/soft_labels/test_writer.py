@@ -9,7 +9,7 @@ import pytest
 from vision_reference.errors import UserError
 from vision_reference.files import seal, unseal
 from vision_reference.soft_labels import writer as writing
-from vision_reference.soft_labels.store import FORMAT, Store, record_types
+from vision_reference.soft_labels.store import FORMAT, Store, all_blocks, extents, record_types
 from vision_reference.soft_labels.writer import Writer
 
 FILES = ["labels.bin", "manifest.json", "views.bin"]
@@ -30,17 +30,28 @@ def records(block, made):
     }
 
 
-def write_all(writer, blocks=None):
-    for block in writer.blocks if blocks is None else blocks:
+def begun(folder, made=None, number=0):
+    made = made or plan()
+    return Writer(folder, made, extents(made), number=number)
+
+
+def write_all(writer, numbers=slice(None)):
+    for block in all_blocks(writer.plan)[numbers]:
         if block.number not in writer.done:
-            writer.write(block, records(block, writer.plan), np.ones((1, 4)))
+            contents = {name: part.tobytes() for name, part in records(block, writer.plan).items()}
+            writer.write(block.number, contents, errors=[block.number])
+
+
+def finish(writer):
+    assert [entry["errors"] for entry in writer.entries()] == [[number] for number in range(6)]
+    writer.finish(errors={"stored": [0.6] * 4})
 
 
 def make(folder):
-    with Writer(folder, plan()) as writer:
+    with begun(folder) as writer:
         if not writer.whole:
             write_all(writer)
-            writer.finish(["stored"])
+            finish(writer)
     return folder
 
 
@@ -102,30 +113,30 @@ def killed_at_system_call(last):
 
 
 def test_processes_share_a_store_and_what_they_did_is_kept(store, tmp_path):
-    with Writer(tmp_path / "shared", plan()) as first, Writer(tmp_path / "shared", plan(), 1) as second:
-        write_all(first, first.blocks[::2])
-        write_all(second, second.blocks[1:4:2])
+    with begun(tmp_path / "shared") as first, begun(tmp_path / "shared", number=1) as second:
+        write_all(first, slice(0, None, 2))
+        write_all(second, slice(1, 4, 2))
     with (tmp_path / "shared" / "journal-1.jsonl").open("ab") as journal:
         journal.write(b'00000000 {"block": 99}\n{"blo')
     with (tmp_path / "shared" / "views.bin").open("r+b") as views:
         views.write(bytes(9))  # block 0 did not reach the disk
-    with Writer(tmp_path / "shared", plan()) as writer:
+    with begun(tmp_path / "shared") as writer:
         assert sorted(writer.done) == [1, 2, 3, 4]
         assert sorted(path.name for path in (tmp_path / "shared").glob("journal-*")) == ["journal-0.jsonl"]
         write_all(writer)
-        writer.finish(["stored"])
+        finish(writer)
     assert contents(tmp_path / "shared") == contents(store)
 
 
 @pytest.mark.parametrize("number", [0, 1])
 def test_second_run_is_refused_while_a_process_of_the_first_lives_and_touches_nothing(tmp_path, number):
-    with Writer(tmp_path / "out", plan()) as first, Writer(tmp_path / "out", plan(), 1) as second:
+    with begun(tmp_path / "out") as first, begun(tmp_path / "out", number=1) as second:
         write_all(first)
         (second if number == 0 else first).close()
         before = contents(tmp_path / "out")
-        assert "is being stored by another run: wait for it" in refusal(Writer, tmp_path / "out", plan())
+        assert "is being stored by another run: wait for it" in refusal(begun, tmp_path / "out")
         assert contents(tmp_path / "out") == before
-    with Writer(tmp_path / "out", plan()) as writer:
+    with begun(tmp_path / "out") as writer:
         assert len(writer.done) == 6
 
 
@@ -143,7 +154,7 @@ def test_full_disk_is_the_systems_error_and_the_next_run_goes_on(store, tmp_path
 
 def test_files_of_others_are_never_touched(tmp_path):
     (tmp_path / "labels.bin").write_text("of a store whose manifest is lost")
-    assert "holds other files (labels.bin)" in refusal(Writer, tmp_path, plan())
+    assert "holds other files (labels.bin)" in refusal(begun, tmp_path)
     assert contents(tmp_path) == {"labels.bin": b"of a store whose manifest is lost"}
 
 
@@ -158,15 +169,15 @@ def test_files_of_others_are_never_touched(tmp_path):
 def test_what_is_stored_is_never_mixed_with_something_else(store, section, entry, said):
     wanted = plan()
     wanted[section] |= entry
-    assert f"holds a store with {said}; give another --output-dir" in refusal(Writer, store, wanted)
+    assert f"holds a store with {said}; give another --output-dir" in refusal(begun, store, wanted)
 
 
 def test_store_of_an_earlier_version_without_class_names_opens_and_counts_as_whole(store):
-    manifest = unseal(store / "manifest.json")
+    manifest = unseal(store / "manifest.json", FORMAT)
     del manifest["data"]["class_names"]
     (store / "manifest.json").write_bytes(seal(manifest))
     assert Store(store).class_names is None
-    with Writer(store, plan()) as writer:
+    with begun(store) as writer:
         assert writer.whole
 
 
@@ -195,7 +206,7 @@ HAND_MADE = {
 
 @pytest.mark.parametrize("changes", HAND_MADE.values(), ids=HAND_MADE)
 def test_hand_made_manifest_is_one_line(store, changes):
-    manifest = unseal(store / "manifest.json")
+    manifest = unseal(store / "manifest.json", FORMAT)
     for name, value in changes.items():
         both = isinstance(value, dict) and isinstance(manifest[name], dict)
         manifest[name] = {**manifest[name], **value} if both else value
@@ -207,9 +218,9 @@ def test_hand_made_manifest_is_one_line(store, changes):
 def test_file_that_is_no_manifest_or_plan_is_one_line(store, tmp_path, text):
     (store / "manifest.json").write_bytes(text)
     assert "manifest.json is damaged" in refusal(Store, store)
-    with Writer(tmp_path / "out", plan()):
+    with begun(tmp_path / "out"):
         (tmp_path / "out" / "plan.json").write_bytes(text)
-    assert "plan.json is damaged (" in refusal(Writer, tmp_path / "out", plan())
+    assert "plan.json is damaged (" in refusal(begun, tmp_path / "out")
 
 
 @pytest.mark.parametrize("name", FILES)

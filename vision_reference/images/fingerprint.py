@@ -1,4 +1,4 @@
-"""What a store of soft labels was made from, in a form that tells whether a run is about the same."""
+"""What training images are and what makes pixels of them, in a form that tells whether another run sees the same."""
 
 import hashlib
 import os
@@ -25,38 +25,6 @@ def pixel_flags(flags: Mapping) -> dict:
     preset = PRESETS[flags["preset"]]
     idle |= {"mean": tuple(flags["mean"]) == preset.mean, "std": tuple(flags["std"]) == preset.std}
     return {name: None if idle.get(name) else flags[name] for name in _PIXEL_FLAGS}
-
-
-def check_pixels(stored: dict, given: dict, folder: str) -> None:
-    """Refuses flags under which a student would see other pixels than the teacher of the store ``folder`` saw.
-
-    Views stored through torchvision may be shown through DALI where cropping and mirroring is all that happens: then
-    the stored boxes say it all.
-
-    Raises:
-        UserError: names the flag, the stored and the given value.
-    """
-    for name in _PIXEL_FLAGS:
-        if stored.get(name) == given[name] or (name == "loader" and _boxes_say_it_all(stored, given)):
-            continue
-        flag = "--" + name.replace("_", "-")
-        raise UserError(
-            f"{folder} was stored with {flag} {_shown(name, stored)}, but {flag} {_shown(name, given)} is given; "
-            "the student must see what the teacher saw: give the stored value, or store anew"
-        )
-
-
-def _shown(name: str, flags: dict) -> str:
-    value = flags.get(name)
-    if name in ("mean", "std"):
-        return " ".join(f"{part:g}" for part in value) if value else "of the preset"
-    return str(value)
-
-
-def _boxes_say_it_all(stored: dict, given: dict) -> bool:
-    preset = PRESETS[given["preset"]]
-    more = (preset.shift, preset.rotation, preset.grayscale, preset.brightness, preset.contrast)
-    return (stored.get("loader"), given["loader"]) == ("torchvision", "dali") and not any(more)
 
 
 def describe_data(samples: Sequence[tuple[str, int]], classes: Sequence[str]) -> dict:
