@@ -14,7 +14,7 @@ from vision_reference.errors import UserError
 
 DIGITS = (CONFIGS / "digits.yaml").read_text()
 SHIPPED = ["cifar10", "cifar100", "cifar100_15_classes", "cub", "digits", "imagenet"]
-SHIPPED += ["iwslt", "multi30k", "multi30k_sequences", "phrases", "tiny_imagenet_40"]
+SHIPPED += ["iwslt", "multi30k", "multi30k_sequences", "multi30k_small", "phrases", "tiny_imagenet_40"]
 
 
 def planned(text, tmp_path, **options):
@@ -32,7 +32,7 @@ def value(job, flag):
 def test_all_shipped_configurations_can_be_planned(tmp_path):
     assert sorted(file.stem for file in CONFIGS.glob("*.yaml")) == SHIPPED
     for name in SHIPPED:
-        if name in ("iwslt", "multi30k", "multi30k_sequences", "phrases"):
+        if name in ("iwslt", "multi30k", "multi30k_sequences", "multi30k_small", "phrases"):
             pytest.importorskip("fairseq")
         study = read_study(CONFIGS / f"{name}.yaml")
         plan = planning.make_plan(study, tmp_path / name)

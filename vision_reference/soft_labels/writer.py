@@ -102,7 +102,9 @@ class Writer(ExitStack):
             self._lock(first=True)
         found = read_plan(self.folder, self.plan["format"])
         if found and (difference := _difference(found, {name: self.plan.get(name) for name in _SAME})):
-            raise UserError(f"{self.folder} holds a store with {difference}; give another {self._flag}, or delete this")
+            raise UserError(
+                f"{self.folder} holds a store with {difference}; give another {self._flag}, or delete this one"
+            )
         if (self.folder / MANIFEST).is_file():
             self._clean()
             return True
