@@ -112,7 +112,8 @@ def _markdown_table(table: Table) -> list[str]:
     rows = [table.head, *([_cell(cell) for cell in row] for row in table.rows)]
     heads, *body = ["| " + " | ".join(_plain(cell).replace("|", "\\|") for cell in row) + " |" for row in rows]
     rule = "|" + "|".join("---" if i == 0 or i in table.words else "---:" for i in range(len(table.head))) + "|"
-    return [f"{_plain(table.caption)}:", "", heads, rule, *body]
+    caption = _plain(table.caption)
+    return [caption if caption.endswith(".") else f"{caption}:", "", heads, rule, *body]
 
 
 def _cell(cell: str | Cell) -> str:
