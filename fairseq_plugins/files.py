@@ -111,18 +111,19 @@ def unseal(path: Path, kind: str) -> dict[str, Any]:
     """What was sealed into a file.
 
     Raises:
-        ValueError: it is not what `seal` made, to the last character, or its `format` is not `kind`.
-        OSError: it cannot be read.
+        ValueError: it cannot be read, is not what `seal` made, to the last character, or its `format` is not
+            `kind`; the text begins with the file's name.
     """
-    text = path.read_bytes()
     try:
+        text = path.read_bytes()
         content = json.loads(text)
-    except RecursionError:
-        raise ValueError("nested too deeply") from None
-    if not isinstance(content, dict) or content.pop("sha256", None) is None or seal(content) != text.rstrip():
-        raise ValueError("its checksum does not match")
+        if not isinstance(content, dict) or content.pop("sha256", None) is None or seal(content) != text.rstrip():
+            raise ValueError("its checksum does not match")
+    except (OSError, ValueError, RecursionError) as problem:
+        reason = "nested too deeply" if isinstance(problem, RecursionError) else problem
+        raise ValueError(f"{path.name} is damaged ({reason})") from None
     if content.get("format") != kind:
-        raise ValueError(f"its format is {content.get('format')}, this software reads {kind}")
+        raise ValueError(f"{path.name} has format {content.get('format')}, this software reads {kind}")
     return content
 
 

@@ -95,8 +95,8 @@ class Store:
         self.folder = folder
         try:
             manifest = unseal(folder / MANIFEST, FORMAT)
-        except (OSError, ValueError) as problem:
-            raise UserError(_damaged(folder, f"{MANIFEST} is damaged ({problem})")) from None
+        except ValueError as problem:
+            raise UserError(_damaged(folder, str(problem))) from None
         try:
             data, checksums = manifest["data"], manifest["checksums"]
             self.lang_pair, self.split, self.sentences = data["lang_pair"], data["split"], data["sentences"]

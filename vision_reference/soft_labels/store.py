@@ -95,8 +95,8 @@ class Store:
         self.folder = folder
         try:
             self.manifest = unseal(folder / MANIFEST, FORMAT)
-        except (OSError, ValueError) as error:
-            raise UserError(_damaged(folder, f"{MANIFEST} is damaged ({error})")) from None
+        except ValueError as error:
+            raise UserError(_damaged(folder, str(error))) from None
         try:
             data, labels, sums = (self.manifest[name] for name in ("data", "labels", "checksums"))
             self.classes, self.images, self.count = data["classes"], data["images"], self.manifest["views"]["count"]

@@ -182,9 +182,8 @@ def read_plan(folder: Path, kind: str) -> dict:
         if path.is_file():
             try:
                 return unseal(path, kind)
-            except (OSError, ValueError) as error:
-                damage = f"{folder} is damaged: {path.name} is damaged ({error}); delete the folder and store anew"
-                raise UserError(damage) from None
+            except ValueError as error:
+                raise UserError(f"{folder} is damaged: {error}; delete the folder and store anew") from None
     return {}
 
 
