@@ -1,5 +1,7 @@
 """Teacher outputs on disk: the format, and how a store of them is opened and checked. No fairseq in here.
 
+`scripts/nmt/lib/store_outputs.py` writes them, with the writer and the codec of the images' stores.
+
 A store is a folder about one split of one language pair:
 
     manifest.json   what it was made from, what it holds and the checksums of all of it; written last
