@@ -87,21 +87,21 @@ def _number(kind: type, low: float, high: float = math.inf, *, open_low: bool = 
     return parse
 
 
-def _text(text: str) -> str:
+def filled_text(text: str) -> str:
     """An argparse type: text that is not empty, as an unset variable of a shell script would be."""
     if not text.strip():
         raise argparse.ArgumentTypeError("it is empty; is a variable unset? Give a value or drop the flag")
     return text
 
 
-_count, _natural = _number(int, 1), _number(int, 0)
+count, natural = _number(int, 1), _number(int, 0)
 _positive, _non_negative = _number(float, 0, 1e30, open_low=True), _number(float, 0, 1e30)  # fit into a float32
 _share = _number(float, 0, 1)
 _spread = _number(float, 0, 1, open_low=True)
 _part = _number(float, 0, 0.9, open_low=True)
 _side = _number(int, 1, 4096)
 _seed = _number(int, 0, 2**63 - 1)  # what torch's, numpy's and Python's generators take
-_temperature = _number(float, 0.01, 1000)
+temperature = _number(float, 0.01, 1000)
 
 
 def _dataset(text: str) -> str:
@@ -116,10 +116,6 @@ def device_name(text: str) -> str:
     if not re.fullmatch(r"cpu|cuda(:\d{1,3})?|mps(:0)?", text):
         raise argparse.ArgumentTypeError(f"'{text}' is not cpu, cuda, cuda:N or mps")
     return text
-
-
-# for the flags of other commands
-filled_text, natural = _text, _natural
 
 
 class _Track(argparse.Action):
@@ -147,7 +143,7 @@ def add_track(group) -> None:
 
 def temperatures(text: str) -> list[float]:
     """An argparse type: positive numbers with commas between them, sorted."""
-    return sorted({_temperature(part) for part in text.split(",")})
+    return sorted({temperature(part) for part in text.split(",")})
 
 
 def get_args_parser() -> _Parser:
@@ -494,7 +490,7 @@ def _check_interpolation(args: argparse.Namespace) -> None:
 def _add_data(group) -> None:
     group.add_argument(
         "--data-path",
-        type=_text,
+        type=filled_text,
         default="data",
         metavar="DIR",
         help="folder with train/ and val/, one subfolder of images per class; for cub200 the folder of CUB_200_2011/",
@@ -509,7 +505,7 @@ def _add_data(group) -> None:
     )
     group.add_argument(
         "--unlabelled",
-        type=_text,
+        type=filled_text,
         metavar="DIR",
         help="further training images without labels, any nested folder of them: the student learns from the teacher "
         "alone what they are; each image counts once, and --kd-weight's other part is for those with labels",
@@ -543,10 +539,10 @@ def _add_data(group) -> None:
         "digits (small shifts, never mirrored), cifar10 and cifar100 (small shifts, mirrored) (default: imagenet)",
     )
     group.add_argument(
-        "-j", "--workers", type=_natural, default=16, help="loader processes per process, at most its cores"
+        "-j", "--workers", type=natural, default=16, help="loader processes per process, at most its cores"
     )
     group.add_argument("--cache-dataset", action="store_true", help="keep the list of image files between runs")
-    group.add_argument("-b", "--batch-size", type=_count, default=32, help="images per process and step (default: 32)")
+    group.add_argument("-b", "--batch-size", type=count, default=32, help="images per process and step (default: 32)")
 
 
 _SIZES = "side in pixels (default: {}; digits, cifar10, cifar100: 32)"
@@ -611,7 +607,7 @@ def _add_augmentation(group) -> None:
 def _add_model(group) -> None:
     group.add_argument(
         "--model",
-        type=_text,
+        type=filled_text,
         default="resnet18",
         help="any torchvision classification network (default: resnet18; with --test-only that of the checkpoint)",
     )
@@ -619,7 +615,7 @@ def _add_model(group) -> None:
     group.add_argument(
         "--model-ema", action="store_true", help="also keep and evaluate a moving average of the weights"
     )
-    group.add_argument("--model-ema-steps", type=_count, default=32, help="steps between its updates (default: 32)")
+    group.add_argument("--model-ema-steps", type=count, default=32, help="steps between its updates (default: 32)")
     group.add_argument(
         "--model-ema-decay",
         type=_share,
@@ -631,14 +627,14 @@ def _add_model(group) -> None:
 def _add_teacher(group) -> None:
     group.add_argument(
         "--teacher",
-        type=_text,
+        type=filled_text,
         metavar="NAME[,NAME2]",
         help="teacher's network, as --model; of several teachers the probabilities at T are averaged (when stored: see "
         "--soft-labels)",
     )
     group.add_argument(
         "--teacher-weights",
-        type=_text,
+        type=filled_text,
         metavar="X[,X2]",
         help="its weights: a checkpoint file (ours, torchvision's, *.pth.tar, a state dict, safetensors) or a "
         "name as for --weights, such as ResNet50_Weights.IMAGENET1K_V1; for several, in the order of --teacher",
@@ -655,7 +651,7 @@ def _add_distillation(group) -> None:
     )
     group.add_argument(
         "--soft-labels",
-        type=_text,
+        type=filled_text,
         metavar="DIR[,DIR2]",
         help="what store_soft_labels.py stored, in place of --teacher: epoch e shows view e mod M of every image; of "
         "several stores with the same views the probabilities are averaged",
@@ -668,14 +664,14 @@ def _add_distillation(group) -> None:
     )
     group.add_argument(
         "--kd-temperature",
-        type=_temperature,
+        type=temperature,
         default=1.0,
         metavar="T",
         help="temperature of teacher and student (default: 1)",
     )
     group.add_argument(
         "--kd-loss",
-        type=_text,
+        type=filled_text,
         default="kl",
         metavar="NAME[:a=1,b=2]",
         help="what the student is to match: kl, dkd (alpha, beta), dist (beta, gamma), standardized, ttm, or a "
@@ -706,20 +702,20 @@ def _add_distillation(group) -> None:
 
 
 def _add_store(group) -> None:
-    group.add_argument("--output-dir", type=_text, metavar="DIR", help="the store: new, empty, or one to go on with")
+    group.add_argument(
+        "--output-dir", type=filled_text, metavar="DIR", help="the store: new, empty, or one to go on with"
+    )
     group.add_argument("--views", type=_number(int, 1, 10_000), metavar="M", help="views of each image (default: 1)")
     group.add_argument(
         "--seed", type=_seed, help="fixes the views: train.py's epochs 0 to M-1 with this seed (default: drawn)"
     )
     group.add_argument(
         "--same-views-as",
-        type=_text,
+        type=filled_text,
         metavar="DIR",
         help="the views of that store, for a second teacher of the same students",
     )
-    group.add_argument(
-        "--top-k", type=_count, metavar="K", help="keep the K largest logits only (default: all classes)"
-    )
+    group.add_argument("--top-k", type=count, metavar="K", help="keep the K largest logits only (default: all classes)")
     group.add_argument(
         "--temperatures",
         type=temperatures,
@@ -728,7 +724,7 @@ def _add_store(group) -> None:
     )
     group.add_argument(
         "--check",
-        type=_count,
+        type=count,
         metavar="N",
         help="then recompute N random stored views and say how far they are off; status 1 if too far",
     )
@@ -737,20 +733,20 @@ def _add_store(group) -> None:
 def _add_weights(group) -> None:
     group.add_argument(
         "--weights",
-        type=_text,
+        type=filled_text,
         metavar="X",
         help="start from trained weights by name: torchvision's, such as ResNet50_Weights.IMAGENET1K_V2; timm:NAME; "
         "hf://owner/name, a repository of safetensors on the Hugging Face Hub",
     )
     group.add_argument(
         "--init-weights",
-        type=_text,
+        type=filled_text,
         metavar="X",
         help="start from these weights: a file in any accepted format or a name as for --weights",
     )
     group.add_argument(
         "--output-dir",
-        type=_text,
+        type=filled_text,
         default=".",
         metavar="DIR",
         help="for checkpoint.pth, best.pth, metrics.jsonl, log.txt; never replaces another run's (default: .)",
@@ -764,10 +760,10 @@ def _add_weights(group) -> None:
     group.add_argument(
         "--overwrite", action="store_true", help="replace what another run left in --output-dir instead of refusing"
     )
-    group.add_argument("--start-epoch", type=_natural, default=0, help="count epochs from here (default: 0)")
+    group.add_argument("--start-epoch", type=natural, default=0, help="count epochs from here (default: 0)")
     group.add_argument(
         "--keep-checkpoints",
-        type=_natural,
+        type=natural,
         default=1,
         metavar="N",
         help="keep the newest N model_<epoch>.pth (default: 1)",
@@ -783,15 +779,15 @@ def _add_weights(group) -> None:
     add_track(group)
     group.add_argument(
         "--per-class",
-        type=_text,
+        type=filled_text,
         metavar="FILE.csv",
         help="write how many validation images of each class are right, after each epoch or with --test-only",
     )
-    group.add_argument("--print-freq", type=_count, default=10, help="steps between progress lines (default: 10)")
+    group.add_argument("--print-freq", type=count, default=10, help="steps between progress lines (default: 10)")
 
 
 def _add_optimization(group) -> None:
-    group.add_argument("--epochs", type=_natural, default=90, help="(default: 90)")
+    group.add_argument("--epochs", type=natural, default=90, help="(default: 90)")
     group.add_argument(
         "--opt", type=str.lower, default="sgd", help="sgd, sgd_nesterov, rmsprop or adamw (default: sgd)"
     )
@@ -805,7 +801,7 @@ def _add_optimization(group) -> None:
     )
     group.add_argument(
         "--accumulate",
-        type=_count,
+        type=count,
         default=1,
         metavar="N",
         help="batches whose gradients are added up to one step, as if they were one large batch (default: 1)",
@@ -836,12 +832,12 @@ def _add_schedule(group) -> None:
         help="steplr, multisteplr, cosineannealinglr or exponentiallr (default: steplr)",
     )
     group.add_argument(
-        "--lr-milestones", type=_count, nargs="+", metavar="EPOCH", help="multisteplr: epochs at which the rate decays"
+        "--lr-milestones", type=count, nargs="+", metavar="EPOCH", help="multisteplr: epochs at which the rate decays"
     )
-    group.add_argument("--lr-step-size", type=_count, default=30, help="steplr: epochs between decays (default: 30)")
+    group.add_argument("--lr-step-size", type=count, default=30, help="steplr: epochs between decays (default: 30)")
     group.add_argument("--lr-gamma", type=_non_negative, default=0.1, help="decay factor (default: 0.1)")
     group.add_argument("--lr-min", type=_non_negative, default=0.0, help="cosine: final learning rate (default: 0)")
-    group.add_argument("--lr-warmup-epochs", type=_natural, default=0, help="(default: 0)")
+    group.add_argument("--lr-warmup-epochs", type=natural, default=0, help="(default: 0)")
     group.add_argument(
         "--lr-warmup-method", type=str.lower, default="constant", help="constant or linear, stepped each epoch"
     )
@@ -887,7 +883,7 @@ def _add_machine(group) -> None:
         action="store_true",
         help="same weights from the same command, resumed or not; only GPUs need it",
     )
-    group.add_argument("--world-size", type=_count, default=1, help="ignored: torchrun tells it")
+    group.add_argument("--world-size", type=count, default=1, help="ignored: torchrun tells it")
     group.add_argument(
         "--dist-url", default="env://", help="where processes meet (default: env://, as torchrun sets it)"
     )

@@ -1,12 +1,13 @@
 """The flags that the commands of this folder share. Imports nothing heavy, so that --help is quick."""
 
 import argparse
-import math
 import os
 from pathlib import Path
 
 from vision_reference import errors
+from vision_reference.arguments import count as count
 from vision_reference.arguments import device_name, filled_text, natural
+from vision_reference.arguments import temperature as temperature
 from vision_reference.images.presets import INTERPOLATIONS, PRESETS
 
 
@@ -20,13 +21,6 @@ class Parser(errors.Parser):
             formatter_class=argparse.RawDescriptionHelpFormatter,
             allow_abbrev=False,
         )
-
-
-def count(text: str) -> int:
-    """An argparse type: an integer from 1."""
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"'{text}' is not an integer from 1")
-    return int(text)
 
 
 def path(text: str) -> Path:
@@ -50,17 +44,6 @@ def new_file(text: str) -> Path:
         what = "is a folder" if file.is_dir() else f"cannot be written: there is no folder {file.parent}"
         raise argparse.ArgumentTypeError(f"'{text}' {what}; give a file in a folder that exists")
     return file
-
-
-def temperature(text: str) -> float:
-    """An argparse type: a finite number above 0."""
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not 0 < value < math.inf:
-        raise argparse.ArgumentTypeError(f"'{text}' is not a number above 0")
-    return value
 
 
 def named(text: str) -> tuple[str, str]:
