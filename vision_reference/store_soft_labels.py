@@ -146,11 +146,10 @@ def store(writer: Writer, teacher: Teacher, show: Show, rank: Rank, *, batch_siz
     list(batches)  # lets the progress end
     barrier()
     if rank.is_main:
-        errors = np.sum([entry["errors"] for entry in writer.entries()], axis=0) / (
-            plan["views"]["count"] * data["images"]
-        )
+        sums = np.sum([entry["errors"] for entry in writer.entries()], axis=0)
+        means = sums / (plan["views"]["count"] * data["images"])
         rows = error_rows(data["classes"], plan["labels"]["top_k"])
-        writer.finish(errors=dict(zip(rows, errors.tolist(), strict=True)))
+        writer.finish(errors=dict(zip(rows, means.tolist(), strict=True)))
     barrier()
 
 
