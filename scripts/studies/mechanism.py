@@ -185,20 +185,14 @@ def _teacher(run: Run, seen: Seen, names: list[str]) -> Mapping[str, Any]:
         "calibrating_temperature": calibration["calibrating_temperature"],
         "aurc": found["selective"]["area_under_risk_coverage"],
         "tightness": found["features"]["ratio"] if found["features"] else None,
-        "looks_smoothed": looks(found["smoothing"]),
+        "looks_smoothed": found["smoothing"]["answer"],
+        "looks_alpha": found["smoothing"].get("alpha"),
         "reliability": [
             {"confidence": confidence, "accuracy": accuracy, "count": count}
             for confidence, accuracy, count in zip(bins["confidence"], bins["accuracy"], bins["count"], strict=True)
             if count
         ],
     }
-
-
-def looks(smoothing: Mapping[str, Any]) -> str:
-    """The verdict of ``smoothing.looks_smoothed`` in a few words."""
-    alpha = smoothing.get("alpha")
-    about = f", alpha about {alpha:.2g}" if isinstance(alpha, float) and alpha > 0 else ""
-    return f"{smoothing['answer']}{about}"
 
 
 class Networks:

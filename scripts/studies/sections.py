@@ -643,9 +643,8 @@ def _teachers(study: Study) -> Section:
     rows: list[Row] = []
     for kind in kinds:
         own = by_kind[kind]
-        says = wording.listed(dict.fromkeys(str(record.get("looks_smoothed", DASH)) for record in own), last="or")
         cells = [_mean_of(own, key, tell) for key, _, tell in measured]
-        rows.append([_column(kind, names[kind]), *cells, says, str(len(own))])
+        rows.append([_column(kind, names[kind]), *cells, _looks(own), str(len(own))])
     head = ["teacher", *(name for _, name, _ in measured), "looks smoothed", "n"]
     blocks.append(Table("Teachers: means over seeds ± standard deviation", head, rows, words=(len(head) - 2,)))
     blocks.append(
@@ -656,6 +655,13 @@ def _teachers(study: Study) -> Section:
         )
     )
     return Section("teachers", "Teachers", blocks)
+
+
+def _looks(records: Sequence[Mapping[str, Any]]) -> str:
+    """How teachers of one kind look, "smoothed, alpha about 0.1 to 0.12"."""
+    says = wording.listed(dict.fromkeys(str(record.get("looks_smoothed", DASH)) for record in records), last="or")
+    alphas = [f"{alpha:.2g}" for alpha in sorted(_numbers(records, "looks_alpha"))]
+    return f"{says}, alpha about {' to '.join(dict.fromkeys([alphas[0], alphas[-1]]))}" if alphas else says
 
 
 def _numbers(records: Iterable[Mapping[str, Any]], key: str) -> list[float]:

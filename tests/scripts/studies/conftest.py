@@ -134,7 +134,8 @@ def analyses(made_up: MadeUp, seeds: int = 5, *, maxsup: bool = False) -> None:
             plain = not alpha and not suppression
             teacher = {"acc1": 66.5, "ece": 0.066 if plain else 0.039, "ace": 0.012, "aurc": 0.131 if plain else 0.141}
             teacher |= {"calibrating_temperature": 1.3 if plain else 0.9, "tightness": 0.62 if plain else 0.41}
-            teacher |= {"looks_smoothed": "no" if plain else "yes, about 0.1", "reliability": bins}
+            teacher |= {"looks_smoothed": "not smoothed" if plain else "smoothed", "reliability": bins}
+            teacher |= {"looks_alpha": None if plain else 0.0981 + 0.01 * seed}
             records.append({"kind": "teacher", **of, **teacher})
     for right, taken, before, after in (("trout", "flatfish", 9.2, 14.0), ("pear", "apple", 11.0, 15.1)):
         of = {"alpha": 0.1, "max_suppression": None, "temperature": 4, "reference": 1}

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from scripts.studies.mechanism import Seen, analyse, get_args_parser, looks, measure
+from scripts.studies.mechanism import Seen, analyse, get_args_parser, measure
 from scripts.studies.results import read_study
 from vision_reference.errors import UserError
 
@@ -80,11 +80,6 @@ def test_teachers_are_inspected_once_each(records):
     assert sorted((r["seed"], r["alpha"]) for r in teachers) == [(0, 0.0), (0, 0.1), (1, 0.0), (1, 0.1)]
     assert teachers[0]["acc1"] == pytest.approx(100 * 11 / 12)
     assert sum(bin["count"] for bin in teachers[0]["reliability"]) == 12
-
-
-def test_words_for_how_a_teacher_looks():
-    assert looks({"answer": "plain", "alpha": None}) == "plain"
-    assert looks({"answer": "smoothed", "alpha": 0.0981}) == "smoothed, alpha about 0.098"
 
 
 def test_what_cannot_be_looked_into_is_refused(made_up, tmp_path):

@@ -134,6 +134,12 @@ def test_figures_lie_beside_the_page_as_files(whole_study, report):
         assert np.asarray(picture.convert("L")).std() > 5  # something is drawn on it
 
 
+def test_teachers_of_one_kind_are_summed_up_in_one_cell(report):
+    _, _, text = report
+    assert "| not smoothed | 5 |" in text
+    assert "| smoothed, alpha about 0.098 to 0.14 | 5 |" in text
+
+
 def test_page_and_markdown_give_the_same_numbers(report):
     page, _, text = report
     for line in re.findall(r"^\| T = .*$", text, re.MULTILINE):
