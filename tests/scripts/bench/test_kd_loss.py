@@ -67,7 +67,7 @@ def test_the_command_measures_time_memory_and_growth(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("flags", "said"), [(["--rounds", "-1"], "'-1' is not an integer from 1"), (["--temperature", "0"], "above 0")]
+    ("flags", "said"), [(["--rounds", "-1"], "'-1' is not an integer from 1"), (["--temperature", "0"], "from 0.01")]
 )
 def test_sizes_that_make_no_sense_are_refused(flags, said, capsys):
     with pytest.raises(SystemExit):
