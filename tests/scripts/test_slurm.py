@@ -12,7 +12,7 @@ ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = str(ROOT / "scripts" / "slurm" / "train.sbatch")
 SCONTROL = """
 echo "$*" >> {folder}/scontrol
-if [ "$1" = show ]; then printf 'node7\\nnode8\\n'; else exit {refuses}; fi
+if [ "$1" = show ]; then echo node7; sleep 0.2; echo node8; else exit {refuses}; fi
 """
 # As SLURM, which tells a step's tasks but not what these have started; once the training has begun.
 WARNS = """

@@ -29,7 +29,7 @@ from vision_reference.files import (
     write_through,
 )
 
-PLAN, _JOURNALS, _LOCKS = "plan.json", "journal*.jsonl", "lock*"  # earlier versions had a lock for each process
+PLAN, _JOURNALS, _LOCKS = "plan.json", "journal*.jsonl", "lock*"  # earlier versions had other ends of these names
 # What two runs must have in common to work on one store; versions and places of files may differ.
 _SAME = ("format", "teacher", "data", "pixels", "views", "labels", "block")
 

@@ -9,21 +9,8 @@ from PIL import Image
 from torchvision.transforms import functional as F
 
 from vision_reference.images import dali_geometry as geometry
-from vision_reference.images.seeds import uniform_numbers
 
 SEEDS = np.arange(20_000, dtype=np.uint64) * np.uint64(0x1234567)
-
-
-def test_numbers_are_uniform_independent_and_depend_on_the_samples_own_seed_only():
-    numbers = uniform_numbers(SEEDS, 3)
-    assert numbers.shape == (20_000, 3)
-    assert numbers.min() >= 0
-    assert numbers.max() < 1
-    assert np.abs(numbers.mean(axis=0) - 0.5).max() < 0.01
-    assert np.abs(numbers.var(axis=0) - 1 / 12).max() < 0.002
-    assert np.abs(np.corrcoef(numbers.T) - np.eye(3)).max() < 0.03
-    assert np.array_equal(uniform_numbers(SEEDS[5:7], 3), numbers[5:7])
-    assert len(np.unique(numbers)) == numbers.size
 
 
 def test_crops_lie_inside_with_the_wanted_area_and_shape():

@@ -6,7 +6,6 @@ from hypothesis import strategies as st
 
 from vision_reference.errors import UserError
 from vision_reference.images.samplers import EvalBatchSampler, TrainBatchSampler, global_batch_sizes
-from vision_reference.images.seeds import combine_seeds
 
 sizes = {"num_samples": st.integers(8, 500), "batch_size": st.integers(1, 40), "world_size": st.integers(1, 8)}
 
@@ -94,9 +93,3 @@ def test_evaluation_sees_every_sample_exactly_once_without_padding(num_samples, 
 def test_fewer_samples_than_processes_are_refused():
     with pytest.raises(UserError, match="3 training samples cannot be shared by 4 processes"):
         TrainBatchSampler(3, 2, seed=0, world_size=4)
-
-
-def test_combined_seeds_differ_for_neighbouring_and_swapped_parts():
-    seeds = {combine_seeds(a, b, c) for a in range(20) for b in range(20) for c in range(20)}
-    assert len(seeds) == 8000
-    assert all(0 <= seed < 2**64 for seed in seeds)
