@@ -98,7 +98,7 @@ class Store:
         try:
             manifest = unseal(folder / MANIFEST, FORMAT)
         except ValueError as problem:
-            raise UserError(_damaged(folder, str(problem))) from None
+            raise UserError(f"stored teacher outputs {folder}: {problem}; store again, into another folder") from None
         try:
             data, checksums = manifest["data"], manifest["checksums"]
             self.lang_pair, self.split, self.sentences = data["lang_pair"], data["split"], data["sentences"]

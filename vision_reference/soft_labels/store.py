@@ -96,7 +96,7 @@ class Store:
         try:
             self.manifest = unseal(folder / MANIFEST, FORMAT)
         except ValueError as error:
-            raise UserError(_damaged(folder, str(error))) from None
+            raise UserError(f"{folder}: {error}; store anew, into another folder") from None
         try:
             data, labels, sums = (self.manifest[name] for name in ("data", "labels", "checksums"))
             self.classes, self.images, self.count = data["classes"], data["images"], self.manifest["views"]["count"]

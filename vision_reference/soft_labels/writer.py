@@ -100,7 +100,7 @@ class Writer(ExitStack):
                 if not any(path.match(pattern) for pattern in (*own, _LOCKS, "*.partial", "unreadable_*")):
                     raise UserError(f"{self.folder} holds other files ({path.name}); give a new or empty {self._flag}")
             self._lock(first=True)
-        found = read_plan(self.folder, self.plan["format"])
+        found = read_plan(self.folder, self.plan["format"], self._flag)
         if found and (difference := _difference(found, {name: self.plan.get(name) for name in _SAME})):
             raise UserError(
                 f"{self.folder} holds a store with {difference}; give another {self._flag}, or delete this one"
@@ -169,11 +169,12 @@ class Writer(ExitStack):
                 path.unlink(missing_ok=True)
 
 
-def read_plan(folder: Path, kind: str) -> dict:
+def read_plan(folder: Path, kind: str, flag: str = "--output-dir") -> dict:
     """What the store in ``folder``, finished or not, is made from: its manifest or plan; empty where there is none.
 
     Args:
         kind: the ``format`` it has to have.
+        flag: that gave the folder.
 
     Raises:
         UserError: it is not as it was written, or of another format.
@@ -183,7 +184,7 @@ def read_plan(folder: Path, kind: str) -> dict:
             try:
                 return unseal(path, kind)
             except ValueError as error:
-                raise UserError(f"{folder} is damaged: {error}; delete the folder and store anew") from None
+                raise UserError(f"{folder}: {error}; give another {flag}, or delete this one") from None
     return {}
 
 
