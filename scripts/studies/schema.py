@@ -440,7 +440,7 @@ def _nearest(key: str, allowed: Iterable[str]) -> str:
     allowed = sorted(set(allowed))
     close = difflib.get_close_matches(key.replace("_", "-"), [name.replace("_", "-") for name in allowed], 1, 0.6)
     shown = [name for name in allowed if name.replace("_", "-") in close]
-    listed = ", ".join(allowed) if len(allowed) <= 25 else f"{len(allowed)} names, see train.py --help"
+    listed = ", ".join(allowed) if len(allowed) <= 40 else f"{len(allowed)} names, see train.py --help"
     return f"{f'; did you mean {shown[0]!r}?' if shown else ';'} allowed: {listed}"
 
 

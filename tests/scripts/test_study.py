@@ -41,6 +41,15 @@ def test_all_shipped_configurations_can_be_planned(tmp_path):
         assert {"teacher", "student", "baseline"} <= {one.role for one in plan}
 
 
+def test_a_misspelt_setting_of_translation_is_told_the_names_that_translation_has():
+    text = (CONFIGS / "multi30k_small.yaml").read_text().replace("max_epoch: 5", "max_epochs: 5")
+    with pytest.raises(ConfigError) as error:
+        parse_study(text)
+    said = str(error.value)
+    assert "did you mean 'max_epoch'? allowed: adam_betas, alpha, " in said
+    assert "train.py" not in said
+
+
 # (what is replaced, by what, what the message says)
 MISTAKES = [
     ("seeds: [0, 1, 2]", "seedz: [0, 1, 2]", "line 6: there is no 'seedz' here; did you mean 'seeds'? allowed: base"),
