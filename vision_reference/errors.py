@@ -10,6 +10,7 @@ status 2  a mistake of the user's, a full disk, too little memory
 """
 
 import argparse
+import atexit
 import errno
 import os
 import re
@@ -108,7 +109,25 @@ def run_command(name: str, command: Callable[[], object], *, go_on: str = "", de
             _print_last(f"{name}: {line}")
         if isinstance(error, BrokenPipeError):  # Python would try to write what is left, and fail again
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _end_of_several(status)
         sys.exit(status)
+    _end_of_several(0)
+
+
+def _end_of_several(status: int) -> None:
+    """End a process that belongs to a process group; does nothing elsewhere.
+
+    Python is not taken apart: now and then that aborted a process that was done, with a status of -6, most likely
+    because a thread of gloo still held a tensor, asked for the interpreter's lock and was ended for it within C++.
+    Leaving the group first has made processes wait for ever.
+    """
+    distributed = sys.modules.get("torch.distributed")
+    if distributed is not None and distributed.is_available() and distributed.is_initialized():
+        atexit._run_exitfuncs()
+        with suppress(OSError):  # nobody listens
+            sys.stdout.flush()
+            sys.stderr.flush()
+        os._exit(status)
 
 
 def answer_at_once(name: str, parse_args: Callable[[], object]) -> None:

@@ -158,3 +158,31 @@ def test_ctrl_c_while_torch_is_imported_is_one_line(command, request, tmp_path):
     done = subprocess.run(words, env={**os.environ, "PYTHONPATH": str(tmp_path)}, capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (130, "")
     assert done.stderr == f"{script}: stopped by Ctrl-C\n"
+
+
+@pytest.mark.parametrize(
+    ("last", "status"), [("pass", 0), ("raise UserError('no')", 2), ("raise KeyboardInterrupt", 130)]
+)
+def test_a_process_of_a_group_ends_without_python_being_taken_apart(last, status, tmp_path, request):
+    """In that, a thread of gloo now and then aborted a process that was done. What is registered for exit is done."""
+    code = f"""
+import atexit
+import torch.distributed as dist
+from vision_reference.errors import UserError, run_command
+
+class Remains:
+    def __del__(self):
+        print("taken apart")
+
+remains = Remains()
+
+def command():
+    dist.init_process_group("gloo", init_method="file://{tmp_path}/meet", rank=0, world_size=1)
+    atexit.register(print, "at exit")
+    print("done", end=" ")
+    {last}
+
+run_command("x", command)
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=request.config.rootpath, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (status, "done at exit\n"), done.stderr
