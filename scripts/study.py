@@ -26,7 +26,7 @@ import os
 import shutil
 import sys
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -105,20 +105,38 @@ def load_config(given: str) -> tuple[Study, str]:
     return study, path.read_text(encoding="utf-8")
 
 
-def make_plan(study: Study, output: Path, data: Path | None) -> list[Planned]:
-    """The jobs, with what the machine decides: CPU or GPU, and `amp: auto`, which a study keeps once it has begun.
+def make_plan(
+    study: Study, output: Path, data: Path | None, *, amp: bool | None, on_cluster: bool = False
+) -> list[Planned]:
+    """The jobs.
+
+    Args:
+        amp: of `decide_amp`.
+        on_cluster: jobs run on other machines, which have GPUs.
 
     Raises:
-        UserError: the folder for the data does not exist, or the configuration makes two jobs alike.
+        UserError: the configuration makes two jobs alike.
     """
-    facts = read_facts(output)
-    automatic = study.kind == IMAGES and "auto" in (
-        each.get("amp") for each in (study.settings, study.teacher, study.student)
-    )
-    amp = facts.get("amp")
-    if automatic and not isinstance(amp, bool):
-        amp = bool(jobs.gpus()) or _fast_bf16()
-    return planning.make_plan(study, output, data=data.absolute() if data else None, cpu=not jobs.gpus(), amp=bool(amp))
+    cpu = not (on_cluster or jobs.gpus())
+    return planning.make_plan(study, output, data=data.absolute() if data else None, cpu=cpu, amp=bool(amp))
+
+
+def decide_amp(study: Study, facts: Mapping[str, Any], *, on_cluster: bool = False) -> bool | None:
+    """What `amp: auto` stands for: what the study was begun with, else what this machine is fast at.
+
+    Args:
+        facts: of an earlier run, from ``study.json``.
+
+    Returns:
+        None where the configuration does not say `auto`.
+    """
+    parts = [study.settings, study.teacher, study.student, *study.baselines]
+    parts += [part for block in study.cells for part in (block.teacher, block.student)]
+    given = [part.get("amp") for part in parts]
+    if study.kind != IMAGES or not any(each == "auto" or (isinstance(each, list) and "auto" in each) for each in given):
+        return None
+    before = facts.get("amp")
+    return before if isinstance(before, bool) else on_cluster or bool(jobs.gpus()) or _fast_bf16()
 
 
 def _fast_bf16() -> bool:
@@ -149,6 +167,8 @@ def check_data(study: Study, data: Path | None) -> None:
     folder = data or (None if study.data == "builtin" else Path(study.data))
     if folder is not None and not folder.is_dir():
         raise UserError(f"no folder {folder}; give the data with --data DIR (its form: {_FORMS[study.kind]})")
+    if folder is not None and study.kind == TRANSLATION and not study.prepare and not (folder / "data-bin").is_dir():
+        raise UserError(f"{folder} holds no data-bin; give a folder that prepare.py made, or say prepare: in the study")
 
 
 _FORMS = {
@@ -157,10 +177,11 @@ _FORMS = {
 }
 
 
-def write_facts(study: Study, plan: list[Planned], output: Path, text: str, data: Path | None) -> None:
+def write_facts(
+    study: Study, plan: list[Planned], output: Path, text: str, data: Path | None, amp: bool | None
+) -> None:
     """Keep what is planned; reports and status read it."""
     trained = [planned for planned in plan if planned.role in ("teacher", "student", "baseline")]
-    amp = next((("--amp" in one.job.command) for one in trained if study.kind == IMAGES), None)
     facts = {
         "name": study.name,
         "title": study.title,
@@ -179,7 +200,18 @@ def write_facts(study: Study, plan: list[Planned], output: Path, text: str, data
         "amp": amp,
         "planned": len(trained),
         "jobs": [one.job.name for one in trained],
-        "all_jobs": [{"job": one.job.name, "role": one.role} for one in plan],
+        "folder": str(output),
+        "all_jobs": [
+            {
+                "job": one.job.name,
+                "role": one.role,
+                "command": one.job.command,
+                "after": one.job.after,
+                "makes": one.job.makes,
+                "exact_epochs": one.job.exact_epochs,
+            }
+            for one in plan
+        ],
         "config": text,
         "failed": failed(plan),
         "stores_bytes": sum(_size(one.job.folder) for one in plan if one.role == "store"),
@@ -194,7 +226,7 @@ def failed(plan: list[Planned]) -> list[dict[str, Any]]:
     for planned in plan:
         with contextlib.suppress(UserError):
             record = jobs.load_record(planned.job)
-            if record and not record["finished"] and record.get("exit_status") and not jobs.in_use(planned.job):
+            if record and jobs.has_failed(record) and not jobs.in_use(planned.job.folder):
                 lines = jobs.last_lines(planned.job)
                 found.append(
                     {
@@ -243,24 +275,28 @@ def show_plan(study: Study, plan: list[Planned], at_once: int) -> None:
     for planned in plan:
         if (state := states[planned.job.name]).kind in ("changed", "stale"):
             print(f"  made anew: {planned.job.name} ({state.why})")
-    left = [planned for planned in plan if states[planned.job.name].kind != "finished"]
-    print(estimate(study, plan, left, at_once))
+    print(estimate(study, plan, states, at_once))
 
 
-def expected_seconds(study: Study, plan: list[Planned], left: list[Planned]) -> tuple[float, set[str], set[str]]:
-    """What `left` will take, one after the other: as the finished jobs of this study took, else by the configuration.
+def expected_seconds(
+    study: Study, plan: list[Planned], states: Mapping[str, jobs.State]
+) -> tuple[float, set[str], set[str]]:
+    """What is not finished will take, one after the other: as jobs of this study took, else by the configuration.
+
+    Args:
+        states: of all jobs. Those made with other settings say nothing about today's.
 
     Returns:
         Seconds, the roles of which nothing is known, and where the figures come from, in words.
     """
     measured: dict[str, list[float]] = {}
     for planned in plan:
-        with contextlib.suppress(UserError):
+        if states[planned.job.name].kind in ("finished", "stale"):
             record = jobs.load_record(planned.job)
             if record and record["finished"]:
                 measured.setdefault(planned.role, []).append(record["seconds"])
     total, unknown, source = 0.0, set(), set()
-    for planned in left:
+    for planned in _left(plan, states):
         if planned.role in measured:
             total += sum(measured[planned.role]) / len(measured[planned.role])
             source.add("as the finished jobs of this study took")
@@ -272,11 +308,16 @@ def expected_seconds(study: Study, plan: list[Planned], left: list[Planned]) -> 
     return total, unknown, source
 
 
-def estimate(study: Study, plan: list[Planned], left: list[Planned], at_once: int) -> str:
+def _left(plan: list[Planned], states: Mapping[str, jobs.State]) -> list[Planned]:
+    return [planned for planned in plan if states[planned.job.name].kind != "finished"]
+
+
+def estimate(study: Study, plan: list[Planned], states: Mapping[str, jobs.State], at_once: int) -> str:
     """Time and disk of what is left, in words."""
+    left = _left(plan, states)
     if not left:
         return "nothing is left to do"
-    total, unknown, source = expected_seconds(study, plan, left)
+    total, unknown, source = expected_seconds(study, plan, states)
     text = f"left: {len(left)} jobs"
     if total:
         text += f", about {jobs.clock(total / at_once)} with {at_once} at a time ({'; '.join(sorted(source))})"
@@ -338,8 +379,11 @@ def remove_earlier(output: Path) -> None:
         return
     files = ("results.jsonl", "config.yaml", "report.html", "report.md", "summary.json", "summary.md")
     with locked(output):
+        if busy := [lock.parent for lock in (output / "runs").glob("*/run.lock") if jobs.in_use(lock.parent)]:
+            raise UserError(f"--fresh: {busy[0]} is in use by another process; wait for it or end it")
         for name in ("runs", "figures", "analysis", "cluster"):
-            shutil.rmtree(output / name, ignore_errors=True)
+            if (output / name).is_dir():
+                shutil.rmtree(output / name)
         for name in (*files, MARK):  # the mark last: an interrupted removal can be repeated
             (output / name).unlink(missing_ok=True)
 
@@ -354,8 +398,13 @@ def run(
     launcher: Any = None,
     name: str = "study.py",
     track: Sequence[str] = (),
+    fresh: bool = False,
 ) -> list[Planned]:
     """Run what is not finished; results.jsonl and study.json follow. Returns the plan.
+
+    Args:
+        launcher: where jobs run; None: on this machine, `at_once` at a time.
+        fresh: remove the results of an earlier run first, once everything that was given is found good.
 
     Raises:
         UserError: the data is missing, the folder is in use, or what tracks is not installed.
@@ -363,9 +412,14 @@ def run(
     """
     output = output.absolute()
     check_data(study, data)
-    plan = make_plan(study, output, data)
+    on_cluster = launcher is not None
+    amp = decide_amp(study, {} if fresh else read_facts(output), on_cluster=on_cluster)
+    plan = make_plan(study, output, data, amp=amp, on_cluster=on_cluster)
     if track:
         plan = with_tracking(plan, track)
+    places = [] if on_cluster else slots(plan, at_once)
+    if fresh:
+        remove_earlier(output)
     try:
         output.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError):
@@ -380,7 +434,10 @@ def run(
     with locked(output):
         set_environment(track, study.title, output)
         before = read_facts(output).get("data")
-        if before not in (None, str(data or study.data)):
+        is_free = (
+            study.kind == IMAGES or study.prepare.get("from") == "parallel"
+        )  # else the runner tells what it undoes
+        if before not in (None, str(data or study.data)) and is_free:
             print(
                 f"{name}: note: this study was begun with the data in {before}, which counts as the same as "
                 f"{data or study.data}; if it is not, give another --output",
@@ -388,7 +445,7 @@ def run(
             )
 
         def keep() -> None:
-            write_facts(study, plan, output, text, data)
+            write_facts(study, plan, output, text, data, amp)
             write_results(plan, output)
 
         def ended(job: jobs.Job) -> None:
@@ -402,11 +459,8 @@ def run(
         try:
             todo, expected = [planned.job for planned in plan], None
             if launcher is None:
-                places = slots(plan, at_once)
                 launcher = jobs.Here(places)
-                states = jobs.states(todo)
-                left = [planned for planned in plan if states[planned.job.name].kind != "finished"]
-                seconds, unknown, _ = expected_seconds(study, plan, left)
+                seconds, unknown, _ = expected_seconds(study, plan, jobs.states(todo))
                 expected = seconds / len(places) if seconds and not unknown else None
             jobs.run_as_command(name, todo, launcher, replace=True, ended=ended, expected=expected)
         finally:
@@ -428,26 +482,40 @@ def show_status(output: Path) -> bool:
         raise UserError(f"{output / MARK} is damaged; remove it: study.py run writes it again")
     counts: Counter[str] = Counter()
     shown = []
+    finished: dict[str, str | None] = {}
     for entry in known:
         job = jobs.Job(entry["job"], output / "runs" / entry["job"], ("?",))
         record = jobs.load_record(job)
-        if record and record["finished"]:
+        then = _planned_job(entry, facts)
+        stands = jobs.state_of(then, {each: finished.get(each) for each in then.after}, job.folder)
+        finished[job.name] = stands.made
+        if stands.kind == "finished":
             state = "done"
-        elif jobs.in_use(job):
+        elif jobs.in_use(job.folder):
             state = "running"
             shown.append(f"running: {job.name}: {(jobs.last_lines(job, 1) or ['no output yet'])[0]}")
-        elif record and record.get("exit_status", 0):
+        elif record and jobs.has_failed(record):
             state = "failed"
             shown.append(f"failed: {job.name} (exit status {record['exit_status']}); last lines of {job.log_file}:")
             shown += [f"    {line}" for line in jobs.last_lines(job)]
         else:
-            state = "begun" if record else "waiting"
+            state = "begun" if stands.kind == "begun" else "waiting"
         counts[state] += 1
     print(f"{facts.get('title', output)}: {sum(counts.values())} jobs")
     print(", ".join(f"{counts[state]} {state}" for state in ("done", "running", "begun", "waiting", "failed")))
     for line in shown:
         print(line)
     return not counts["failed"]
+
+
+def _planned_job(entry: dict[str, Any], facts: dict[str, Any]) -> jobs.Job:
+    """A job as study.json has it, in the folder where the study was planned."""
+    try:
+        folder = Path(facts["folder"]) / "runs" / entry["job"]
+        words = {name: tuple(map(str, entry[name])) for name in ("command", "after", "makes")}
+        return jobs.Job(entry["job"], folder, **words, exact_epochs=bool(entry["exact_epochs"]))
+    except (KeyError, TypeError):
+        raise UserError(f"{MARK} is of an earlier version or damaged; study.py run writes it again") from None
 
 
 def write_report(folder: Path) -> Path:
@@ -458,19 +526,20 @@ def write_report(folder: Path) -> Path:
 
 
 def look_into(study: Study, folder: Path, data: Path | None = None) -> None:
-    """For the page of a study of images: features, diffusion index and confusions of its students, its teachers.
-
-    What cannot be looked into is said; the page then goes without.
+    """For the page: the features of the students and the diffusion index, confusions of images, what the teachers are
+    like. What cannot be looked into is said; the page then goes without.
     """
-    if study.kind != IMAGES:
-        return
     from scripts.studies import mechanism
 
-    print("looking into the networks: features, diffusion index, confusions, teachers", flush=True)
     try:
-        mechanism.analyse(folder, data=data, dataset=str(study.settings.get("dataset", "imagefolder")))
+        if study.kind == IMAGES:
+            print("looking into the networks: features, diffusion index, confusions, teachers", flush=True)
+            mechanism.analyse_images(folder, data=data, dataset=str(study.settings.get("dataset", "imagefolder")))
+        else:
+            print("looking into the models: features, diffusion index, experts", flush=True)
+            mechanism.analyse_translation(folder, data=None if study.prepare else data)
     except UserError as error:
-        print(f"note: {error.line}; the page goes without the mechanism", flush=True)
+        print(f"note: {error.line}; the networks were not looked into now", flush=True)
 
 
 def main() -> None:
@@ -482,19 +551,27 @@ def main() -> None:
         return
     study, text = load_config(args.config)
     if args.command == "plan":
-        plan = make_plan(study, args.output.absolute(), args.data)
+        output = args.output.absolute()
+        plan = make_plan(study, output, args.data, amp=decide_amp(study, read_facts(output)))
         show_plan(study, plan, len(slots(plan, args.jobs)))
         return
     if args.slurm and args.launcher != "slurm":
         raise UserError("--slurm was given without --launcher slurm; give both or neither")
-    if args.fresh:
-        remove_earlier(args.output)
     launcher = None
     if args.launcher == "slurm":
         from scripts.lib.cluster import slurm
 
         launcher = slurm(args.output.absolute() / "cluster", args.slurm, args.jobs)
-    run(study, text, args.output, data=args.data, at_once=args.jobs, launcher=launcher, track=args.track)
+    run(
+        study,
+        text,
+        args.output,
+        data=args.data,
+        at_once=args.jobs,
+        launcher=launcher,
+        track=args.track,
+        fresh=args.fresh,
+    )
     look_into(study, args.output.absolute(), args.data)
     print(f"results: {args.output / 'results.jsonl'}; the page: {write_report(args.output)}")
 

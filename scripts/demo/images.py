@@ -81,9 +81,7 @@ def main() -> None:
     if args.student_epochs:
         study = replace(study, student=study.student | {"epochs": args.student_epochs})
     output = args.output.absolute()
-    if args.fresh:
-        studies.remove_earlier(output)
-    plan = studies.run(study, CONFIG.read_text(), output, name="demo")
+    plan = studies.run(study, CONFIG.read_text(), output, name="demo", fresh=args.fresh)
     summary = [summarize(line, output) for line in planning.results(plan, output)]
     text = table(summary)
     studies.write(output / "summary.json", json.dumps(summary, indent=2) + "\n")

@@ -64,10 +64,8 @@ def main() -> None:
     parser.add_argument("--fresh", action="store_true", help="forget earlier runs")
     args = parser.parse_args()
     study, output = read_study(CONFIG), args.output.absolute()
-    if args.fresh:
-        studies.remove_earlier(output)
     os.environ["CUDA_VISIBLE_DEVICES"] = ""  # the demo is about CPUs, where its settings are right
-    plan = studies.run(study, CONFIG.read_text(), output, name="demo")
+    plan = studies.run(study, CONFIG.read_text(), output, name="demo", fresh=args.fresh)
     order = list(_ROLES.values())
     records = [summarize(line, output) for line in planning.results(plan, output)]
     records.sort(key=lambda record: order.index(record["role"]))
@@ -75,6 +73,7 @@ def main() -> None:
     studies.write(output / "summary.md", table)
     studies.write(output / "summary.json", json.dumps(records, indent=2) + "\n")
     print(f"\n{table}\nresults: {args.output}/summary.md and summary.json ({time.monotonic() - started:.0f} s)")
+    studies.look_into(study, output)
     print(f"the page: {studies.write_report(output)}")
 
 

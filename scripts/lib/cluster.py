@@ -12,7 +12,7 @@ from pathlib import Path
 
 import submitit
 
-from scripts.lib.jobs import ROOT, Job, Process
+from scripts.lib.jobs import ROOT, Job, Process, state_of
 from vision_reference.errors import UserError
 
 _OF_SUBMITIT = ("timeout_min", "gpus_per_node", "cpus_per_task", "mem_gb", "nodes", "tasks_per_node")
@@ -28,6 +28,8 @@ class OnNode(submitit.helpers.Checkpointable):
     def __call__(self, job: Job, inputs: dict[str, str | None]) -> int | str:
         """The exit status, or why the job could not be started."""
         try:
+            if state_of(job, inputs).kind == "finished":  # by an earlier submission that stayed in the queue
+                return 0
             self._process = Process(job, inputs, {})
         except UserError as error:
             return str(error)
@@ -91,11 +93,18 @@ class Cluster:
         return self._most - self._running
 
     def start(self, jobs: list[tuple[Job, dict[str, str | None]]]) -> Iterator[Submitted]:
-        """Submit jobs, several as one array."""
+        """Submit jobs, several as one array.
+
+        Raises:
+            UserError: sbatch refuses them.
+        """
         if not jobs:
             return iter(())
-        with self._executor.batch():
-            handles = [self._executor.submit(OnNode(), job, inputs) for job, inputs in jobs]
+        try:
+            with self._executor.batch():
+                handles = [self._executor.submit(OnNode(), job, inputs) for job, inputs in jobs]
+        except submitit.core.utils.FailedJobError as error:
+            raise UserError(f"--launcher slurm: {' '.join(str(error).split())}; see --slurm") from None
         self._running += len(jobs)
         return iter([Submitted(job, handle) for (job, _), handle in zip(jobs, handles, strict=True)])
 

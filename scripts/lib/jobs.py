@@ -57,7 +57,7 @@ _FREE = {
     "--num-workers": 1, "--print-freq": 1, "--log-interval": 1, "--device": 1, "--dali-device": 1, "--cpu": 0,
     "--cache-dataset": 0, "--keep-checkpoints": 1, "--dist-url": 1, "--standalone": 0, "--nproc_per_node": 1,
     "--nnodes": 1, "--node_rank": 1, "--rdzv_backend": 1, "--rdzv_endpoint": 1, "--rdzv_id": 1, "--track": 1,
-    "--per-class": 1, "--require-gpu": 0,
+    "--per-class": 1, "--require-gpu": 0, "--input": 1,
     "--tensorboard-logdir": 1, "--wandb-project": 1, "--max-epoch": 1,
 }  # fmt: skip
 _GROWS = "--max-epoch"
@@ -74,6 +74,7 @@ class Job:
         after: names of the jobs whose results it reads.
         makes: files, relative to `folder`, without which it is not finished.
         cost: about how long it takes, in any unit that all jobs of a run share.
+        exact_epochs: a result of more epochs (--max-epoch) than the command has is another one, not a finished one.
     """
 
     name: str
@@ -82,6 +83,7 @@ class Job:
     after: tuple[str, ...] = ()
     makes: tuple[str, ...] = ()
     cost: float = 1.0
+    exact_epochs: bool = False
 
     @property
     def settings(self) -> dict[str, str]:
@@ -206,11 +208,14 @@ def state_of(job: Job, inputs: dict[str, str | None], place: Path | None = None)
             for one, other in ((then, now), (now, then))
         )
         return State("changed", why=f"then: {gone or '-'}; now: {come or '-'}")
+    epochs, trained = max_epoch(job.command), max_epoch(record["command"])
+    if job.exact_epochs and epochs < trained:
+        return State("changed", why=f"then: {_GROWS} {trained:g}; now: {_GROWS} {epochs:g}")
     if other := [name for name, made in inputs.items() if record.get("inputs", {}).get(name) != made]:
         return State("stale", why=f"{', '.join(other)} {'is' if len(other) == 1 else 'are'} made anew")
     # More epochs than last time make a finished run an unfinished one. An unfinished one is judged by this attempt's
     # number, be it smaller: that is what it will have when it is done.
-    whole = record["finished"] and max_epoch(job.command) <= max_epoch(record["command"])
+    whole = record["finished"] and epochs <= trained
     if whole and all(((place or job.folder) / name).exists() for name in job.makes):
         return State("finished", made=record.get("made", "before"))
     return State("begun")
@@ -352,6 +357,7 @@ class Process:
         finally:
             os.close(lock)
         self._started = time.monotonic()
+        self._is_asked_to_end = False
         self.code: int | None = None
 
     def poll(self) -> int | None:
@@ -363,6 +369,7 @@ class Process:
 
     def ask_to_end(self) -> None:
         """Send SIGTERM to the command and all it has started."""
+        self._is_asked_to_end = True
         self._signal(signal.SIGTERM)
 
     def stop(self) -> None:
@@ -383,7 +390,6 @@ class Process:
         self.code = self._process.returncode = os.waitstatus_to_exitcode(status)
         self.record["seconds"] += time.monotonic() - self._started
         self.record["cpu_seconds"] += usage.ru_utime + usage.ru_stime
-        self.record |= {"exit_status": self.code, "ended": now()}
         missing = [name for name in self.job.makes if not (self.job.folder / name).exists()]
         if self.code == 0 and not missing:
             self.record |= {"finished": True, "made": secrets.token_hex(8)}
@@ -391,13 +397,19 @@ class Process:
             self.code = 1
             with self.job.log_file.open("a") as log:
                 log.write(f"the command ended without having written {', '.join(missing)}\n")
+        self.record |= {"exit_status": self.code, "stopped": self._is_asked_to_end, "ended": now()}
         save_record(self.job, self.record)
 
 
-def in_use(job: Job) -> bool:
-    """Whether a process holds the job's folder."""
+def has_failed(record: dict) -> bool:
+    """Whether the last attempt ended by itself, and badly; what was stopped has not."""
+    return not record["finished"] and bool(record.get("exit_status")) and not record.get("stopped")
+
+
+def in_use(folder: Path) -> bool:
+    """Whether a process holds a job's folder."""
     try:
-        with (job.folder / "run.lock").open() as lock:
+        with (folder / "run.lock").open() as lock:
             fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
         return True
@@ -756,6 +768,9 @@ def _run(
                     inputs = {name: made[name] for name in job.after}
                     state = state_of(job, inputs)
                     if replace and state.kind in ("changed", "stale"):
+                        if in_use(job.folder):  # of a run that was killed; moved away, it would still write here
+                            failed(job, f"{job.folder} is in use by another process; wait for it or end it")
+                            continue
                         progress.say(f"{job.name}: made anew ({state.why})")
                         set_aside(job)
                     if replace and not job.folder.exists() and take_back(job, inputs):

@@ -71,21 +71,16 @@ def get_args_parser() -> flags.Parser:
 def main() -> None:
     """Collect, inspect, write."""
     args = get_args_parser().parse_args()
-    from scripts.nmt.lib.recorded_model import as_dict, import_fairseq, read_recorded
+    from scripts.nmt.lib.recorded_model import import_fairseq
 
     import_fairseq()
     logging.getLogger("fairseq").setLevel(logging.WARNING)  # it tells of every file that it opens
-    from scripts.nmt.lib import decoder_features as decoder
+    from scripts.nmt.lib.decoder_features import open_references
     from vision_reference.analysis import drawing
 
     pair: LangPair = args.pair
-    references = decoder.open_references(args.data_bin, pair, args.subset)
-    recorded = read_recorded(Path(args.checkpoint))
-    recorded.require([pair])
-    criterion = as_dict(recorded.state["cfg"].criterion or {})
-    known = {name: criterion[name] for name in ("label_smoothing", "kd_weight", "kd_temperature") if name in criterion}
-    teacher = decoder.load(args.checkpoint, references)
-    result = look(teacher, references, known, tokens=args.tokens, max_tokens=args.max_tokens)
+    references = open_references(args.data_bin, pair, args.subset)
+    result = look(Path(args.checkpoint), references, tokens=args.tokens, max_tokens=args.max_tokens)
     result["rule"] = rule_of_thumb(result["smoothing"])
     if args.bleu:
         from scripts.nmt.evaluate_bleu import evaluate
@@ -108,20 +103,32 @@ def main() -> None:
     print("\n".join(text))
 
 
-def look(teacher, references, recorded: Mapping, *, tokens: int | None, max_tokens: int) -> dict:
+def look(checkpoint: Path, references, *, tokens: int | None = None, max_tokens: int, device: str = "cuda") -> dict:
     """`vision_reference.analysis.inspect_teacher.inspect` of evenly spaced tokens, and `all_tokens`: count, accuracy
     (percent) and perplexity; `features` are those of the most frequent pieces.
 
     Args:
-        recorded: of the criterion that the model was trained with.
+        references: of `decoder_features`; the model was trained on their pair.
         tokens: how many; None: as many as fit.
+        device: where it computes; the CPU where there is no GPU.
+
+    Raises:
+        UserError: there is no model of this pair, or it does not fit the data.
     """
     import numpy as np
     from scipy.special import logsumexp
 
-    from scripts.nmt.lib.decoder_features import walk
+    from scripts.nmt.lib.decoder_features import load, walk
+    from scripts.nmt.lib.recorded_model import as_dict, read_recorded
     from vision_reference.analysis import geometry
 
+    saved = read_recorded(checkpoint)
+    saved.require([references.pair])
+    criterion = as_dict(saved.state["cfg"].criterion or {})
+    recorded = {
+        name: criterion[name] for name in ("label_smoothing", "kd_weight", "kd_temperature") if name in criterion
+    }
+    teacher = load(str(checkpoint), references, device)
     total = int(np.sum(references.dataset.tgt_sizes))
     wanted = min(total, tokens or max(1, LOGITS // len(references.dictionary)))
     chosen = np.zeros(total, dtype=bool)

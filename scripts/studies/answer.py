@@ -84,7 +84,7 @@ def _is_told_apart(best: Choice, other: Choice, ways: int) -> bool:
     """
     differences = statistics.paired_differences(best.scores, other.scores)
     confidence = 1 - (1 - statistics.CONFIDENCE) / (ways * (ways - 1) / 2)
-    return bool(differences) and statistics.mean_interval(list(differences.values()), confidence).excludes_zero
+    return bool(differences) and statistics.leaves_zero_out(list(differences.values()), confidence)
 
 
 def _what_to_do(study: Study, best: Choice, others: Sequence[Choice], equals: Sequence[Choice]) -> str:
@@ -161,7 +161,7 @@ BRIEFLY = {
     2: "the smoothed teacher is better at the low T",
     3: "at the low T the smoothed teacher is the better one",
     4: "the smoothed teacher beats labels alone",
-    5: "similar classes are drawn together",
+    5: "what is similar is drawn together",
 }
 
 
@@ -185,8 +185,9 @@ def _reason(study: Study, comparison: Comparison) -> list[str]:
     if not all(eta):
         return []
     told = [wording.difference(statistics.mean_interval(list(values.values()))) for values in eta]
+    what = "words" if study.is_translation else "classes"
     return [
-        f"Raising T from {low:g} to {high:g} moved classes towards their similar ones by {told[0]} % "
+        f"Raising T from {low:g} to {high:g} moved {what} towards their similar ones by {told[0]} % "
         f"under the smoothed teacher and {told[1]} % under the plain one (eta)."
     ]
 

@@ -65,9 +65,12 @@ class Claim:
 
 @dataclass(frozen=True)
 class _Draft:
+    """A claim before its verdict; ``is_partial``: what there is of its parts does not make the claim."""
+
     statement: str
     parts: Sequence[Part]
     missing: str = ""
+    is_partial: bool = False
 
 
 def claims_of(study: Study, comparison: Comparison) -> list[Claim]:
@@ -78,7 +81,16 @@ def claims_of(study: Study, comparison: Comparison) -> list[Claim]:
     ]
     # What is planned and not there yet keeps later claims from a verdict; what was never planned does not.
     without = UNDECIDED if study.is_unfinished else NOT_TESTED
-    verdicts = statistics.verdicts_in_sequence([finding.reading if finding else without for finding in findings])
+    verdicts = statistics.verdicts_in_sequence(
+        [
+            finding.reading
+            if finding and not draft.is_partial
+            else NOT_TESTED
+            if draft.missing == ONE_TEMPERATURE
+            else without
+            for draft, finding in zip(drafts, findings, strict=True)
+        ]
+    )
     return [
         Claim(
             number,
@@ -142,20 +154,22 @@ def _labels(study: Study, comparison: Comparison) -> _Draft:
         return _Draft(statement, (), "no student was trained on labels alone")
     if draft.parts and len({bool(kind.alpha) for kind in baselines}) == 1:
         lacking = "without smoothing" if next(iter(baselines)).alpha else "with smoothing"
-        return _Draft(statement, draft.parts, f"no student was trained on labels alone {lacking}")
+        has = "has finished" if study.is_unfinished else "was trained"
+        return _Draft(statement, draft.parts, f"no student {has} on labels alone {lacking}", is_partial=True)
     return draft
 
 
 def _diffusion(study: Study, comparison: Comparison) -> _Draft:
     compared = temperatures_of(study, comparison)
-    statement = "Raising T draws similar classes together under the smoothed teacher, more than under the plain one"
+    what = "words" if study.is_translation else "classes"
+    statement = f"Raising T draws similar {what} together under the smoothed teacher, more than under the plain one"
     smoothed = comparison.smoothed
     if compared is None:
         return _Draft(statement, (), ONE_TEMPERATURE)
     low, high = compared
     statement = (
-        f"Raising T from {low:g} to {high:g} draws similar classes together under the smoothed teacher "
-        "(eta > 0; errors within groups), more than under the plain one"
+        f"Raising T from {low:g} to {high:g} draws similar {what} together under the smoothed teacher "
+        f"(eta > 0{'' if study.is_translation else '; errors within groups'}), more than under the plain one"
     )
     eta = {
         kind: analysis_by_seed(study, comparison, "eta", "eta", kind, high, low)
@@ -170,6 +184,8 @@ def _diffusion(study: Study, comparison: Comparison) -> _Draft:
             parts.append(_part("eta, smoothed minus plain teacher", ETA_UNIT, more))
     if not parts:
         return _Draft(statement, (), "the features of the students were not analysed")
+    if study.is_translation:
+        return _Draft(statement, parts, "which errors stay within groups of similar words is not counted")
     share = [error_shares(study, comparison, smoothed, temperature) for temperature in (high, low)]
     moved = statistics.paired_differences(*share)
     if not moved:

@@ -34,6 +34,7 @@ INK, PAPER = "#010203", "#fdfeff"
 GREY = {"color": INK, "alpha": 0.35}
 WIDE, NARROW = 900, 350
 PNG_SCALE = 2
+DOTTED = (0, (1, 1.6))  # a line's dashes
 _STEPS = (1, 2, 5, 10)  # ticks at round numbers
 
 _STYLE = {
@@ -192,6 +193,23 @@ class Level:
     interval: Interval
     look: Look | None = None
     dash: str | tuple[int, tuple[float, ...]] = "-"
+
+
+def series_in_words(series: Sequence[Series], what: str) -> str:
+    """What a figure against T shows."""
+    said = []
+    for line in series:
+        means = [
+            f"{wording.level(statistics.mean_interval(list(values.values())))} at T = {t:g}"
+            for t, values in sorted(line.points.items())
+        ]
+        said.append(f"{line.name}: {', '.join(means)}")
+    return f"Line chart of {what} against T. {'. '.join(said)}."
+
+
+def levels_in_words(levels: Sequence[Level]) -> str:
+    """What its bands show, a sentence each with a space before it."""
+    return "".join(f" {level.name}: {wording.level(level.interval)}." for level in levels)
 
 
 def against_temperature(

@@ -14,7 +14,7 @@ import jinja2
 
 from scripts.studies.content import Block, Cell, Code, Fold, Lead, Panel, Picture, Section, Table, Text
 from scripts.studies.results import read_study
-from scripts.studies.sections import QUESTION, sections_of, subtitle_of, title_of
+from scripts.studies.sections.outline import QUESTION, sections_of, subtitle_of, title_of
 from vision_reference.files import atomic_file
 
 PAGE, MARKDOWN, FIGURES = "report.html", "report.md", "figures"

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from scripts.lib.jobs import ROOT, Job
+from scripts.lib.jobs import ROOT, Job, load_record, states
 from scripts.studies import schema
 from scripts.studies.schema import Settings, Study
 from vision_reference.errors import UserError
@@ -19,6 +19,7 @@ TEACHER, STUDENT, BASELINE = "teacher", "student", "baseline"
 DATA, STORE, SEQUENCES, EVALUATION, COMPARISON = "data", "store", "sequences", "evaluation", "comparison"
 _TRAINED = (TEACHER, STUDENT, BASELINE)
 _AXES = ("network", "alpha", "max-suppression", "temperature")  # with fields of their own in the results
+_KINDS = ("alpha", "max-suppression")  # those of them that make a kind of teacher
 PYTHON = sys.executable
 
 
@@ -146,11 +147,12 @@ class _Planner:
             for key in self.varied_teacher
             if teacher and key in teacher and key not in ("alpha", "max-suppression")
         ]
-        if teacher is not None and "alpha" in varied and "alpha" in settings:
-            parts.append(f"own-alpha{_text(settings['alpha'])}")
+        for key, short in (("alpha", "own-alpha"), ("max-suppression", "own-maxsup")) if teacher is not None else ():
+            if key in varied and key in settings:
+                parts.append(f"{short}{_text(settings[key])}")
         if kind.get("max-suppression"):
             parts.append(f"maxsup{_text(kind['max-suppression'])}")
-        else:
+        if kind.get("alpha") or not kind.get("max-suppression"):
             parts.append(f"alpha{_text(kind.get('alpha', 0.0))}")
         if teacher is not None:
             parts.append(f"T{_text(settings['temperature'])}")
@@ -158,9 +160,24 @@ class _Planner:
                 parts.append(settings["answers"])
         return "_".join([*filter(None, parts), f"seed{seed}"])
 
-    def extras(self, settings: Settings, varied: Iterable[str]) -> Settings:
+    def extras(self, settings: Settings, *varied: Iterable[str]) -> Settings:
         """What sets a cell apart besides the axes that have fields of their own."""
-        return {key: settings[key] for key in varied if key in settings and key not in _AXES}
+        names = dict.fromkeys(key for some in varied for key in some)
+        return {key: settings[key] for key in names if key in settings and key not in _AXES}
+
+    def student_extras(self, settings: Settings, teacher: Settings) -> Settings:
+        """What sets a student's cell apart: of its own settings, those that tell baselines apart too; its teacher's."""
+        own = {
+            f"own-{key}": settings[key]
+            for key in ("alpha", "max-suppression")
+            if key in self.varied_student and key in settings
+        }
+        taught = {key: teacher[key] for key in self.varied_teacher if key in teacher and key not in _KINDS}
+        return self.extras(settings, self.varied_student, self.varied_baseline) | own | _prefixed(taught)
+
+    def baseline_extras(self, settings: Settings) -> Settings:
+        """What sets a baseline apart, from others and from students of other settings."""
+        return self.extras(settings, self.varied_baseline, self.varied_student)
 
 
 _ORDER = (DATA, TEACHER, SEQUENCES, STORE, STUDENT, BASELINE, EVALUATION, COMPARISON)
@@ -285,7 +302,7 @@ class _Images(_Planner):
                 taught.max_suppression,
                 float(settings["temperature"]),
                 settings["network"],
-                self.extras(settings, self.varied_student) | _prefixed(taught.settings),
+                self.student_extras(settings, teacher),
             )
         )
 
@@ -310,7 +327,7 @@ class _Images(_Planner):
                 settings.get("max-suppression"),
                 None,
                 settings["network"],
-                self.extras(settings, self.varied_baseline),
+                self.baseline_extras(settings),
             )
         )
 
@@ -360,7 +377,7 @@ class _Translation(_Planner):
         values, more = self.recipe(settings, seed)
         folder = self.folder(name)
         command = recipe.expert_command(data_bin, pair, folder, values, self.cpu) + more
-        job = Job(name, folder, tuple(command), after, ("checkpoint_best.pt",), self.cost(TEACHER))
+        job = Job(name, folder, tuple(command), after, ("checkpoint_best.pt",), self.cost(TEACHER), exact_epochs=True)
         planned = Planned(
             job,
             TEACHER,
@@ -447,7 +464,15 @@ class _Translation(_Planner):
         name = self.name("student_distilled", settings, seed, self.varied_student, teacher)
         folder = self.folder(name)
         command = recipe.student_command(data_bin, self.study.pairs, folder, values, self.cpu, teaching) + more
-        job = Job(name, folder, tuple(command), (*after, *needs), ("checkpoint_best.pt",), self.cost(STUDENT))
+        job = Job(
+            name,
+            folder,
+            tuple(command),
+            (*after, *needs),
+            ("checkpoint_best.pt",),
+            self.cost(STUDENT),
+            exact_epochs=True,
+        )
         alpha = next(iter(experts.values())).alpha
         self.evaluation(
             self.add(
@@ -459,7 +484,7 @@ class _Translation(_Planner):
                     None,
                     float(settings["temperature"]),
                     values["arch"],
-                    self.extras(settings, self.varied_student),
+                    self.student_extras(settings, teacher),
                     self.study.pairs,
                 )
             )
@@ -475,7 +500,7 @@ class _Translation(_Planner):
         values, more = self.recipe(settings, seed)
         folder = self.folder(name)
         command = recipe.student_command(data_bin, self.study.pairs, folder, values, self.cpu) + more
-        job = Job(name, folder, tuple(command), after, ("checkpoint_best.pt",), self.cost(BASELINE))
+        job = Job(name, folder, tuple(command), after, ("checkpoint_best.pt",), self.cost(BASELINE), exact_epochs=True)
         self.evaluation(
             self.add(
                 Planned(
@@ -486,7 +511,7 @@ class _Translation(_Planner):
                     None,
                     None,
                     values["arch"],
-                    self.extras(settings, self.varied_baseline),
+                    self.baseline_extras(settings),
                     self.study.pairs,
                 )
             )
@@ -520,10 +545,10 @@ class _Translation(_Planner):
 def comparisons(plan: Iterable[Planned]) -> list[dict]:
     """A line of ``results.jsonl`` for each pair of trainings and each language pair that a bootstrap has compared."""
     plan = list(plan)
-    by_name = {planned.job.name: planned for planned in plan}
+    by_name, done = {planned.job.name: planned for planned in plan}, _finished(plan)
     lines = []
     for planned in plan:
-        if planned.role != COMPARISON or _finished(planned.job) is None:
+        if planned.role != COMPARISON or planned.job.name not in done:
             continue
         sets = json.loads((planned.job.folder / "compare.json").read_text())["sets"]
         names = [_in_words(by_name[name]) for name in (planned.of, planned.against)]
@@ -557,15 +582,15 @@ def _in_words(planned: Planned) -> str:
 def results(plan: Iterable[Planned], output: Path) -> list[dict]:
     """A line of ``results.jsonl`` for each finished training (and, of translation, its finished evaluation)."""
     plan = list(plan)
-    scores = {planned.of: planned for planned in plan if planned.role == EVALUATION}
+    scores, done = {planned.of: planned for planned in plan if planned.role == EVALUATION}, _finished(plan)
     lines = []
     for planned in plan:
-        record = _finished(planned.job) if planned.role in _TRAINED else None
+        record = load_record(planned.job) if planned.role in _TRAINED and planned.job.name in done else None
         if record is None:
             continue
         if planned.pairs:
             scored = scores[planned.job.name]
-            if _finished(scored.job) is None:
+            if scored.job.name not in done:
                 continue
             measured = _translation_metrics(scored)
         else:
@@ -594,17 +619,16 @@ def results(plan: Iterable[Planned], output: Path) -> list[dict]:
     return lines
 
 
-def _finished(job: Job) -> dict | None:
-    try:
-        record = json.loads(job.record_file.read_text())
-    except (OSError, ValueError):
-        return None
-    return record if isinstance(record, dict) and record.get("finished") else None
+def _finished(plan: Iterable[Planned]) -> set[str]:
+    """Names of the jobs that have finished with the plan's settings: a result of others is none of this study's."""
+    return {name for name, state in states(planned.job for planned in plan).items() if state.kind == "finished"}
 
 
 def _image_metrics(planned: Planned, output: Path) -> dict[str, Any]:
     """The last epoch's accuracy: nothing is picked by looking at the validation images."""
     epochs = [json.loads(line) for line in (planned.job.folder / "metrics.jsonl").read_text().splitlines()]
+    if not epochs:
+        raise UserError(f"{planned.job.folder / 'metrics.jsonl'} is empty; remove the folder to run it again")
     names = {"val_acc1": "acc1", "val_acc5": "acc5", "val_loss": "val_loss"}
     kept = ("epoch", "lr", "train_loss", "train_acc1", "seconds", "images_per_second")
     curve = [
@@ -654,7 +678,9 @@ def _prefixed(settings: Mapping[str, Any]) -> Settings:
 
 
 def _text(value: Any) -> str:
-    return f"{value:g}" if isinstance(value, float) else str(value)
+    if not isinstance(value, float):
+        return str(value)
+    return short if float(short := f"{value:g}") == value else repr(value)
 
 
 def _part(key: str, value: Any) -> str:

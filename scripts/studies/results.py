@@ -90,7 +90,8 @@ class Comparison:
         settings: what sets it apart from the study's other comparisons; empty where there is only one.
         students: {(kind of teacher, T): {seed: run}}.
         baselines: {kind of labels: {seed: run}}, the same student on labels alone.
-        teachers: {kind: {seed: run}}.
+        teachers: {kind: {seed: run}}; the experts of one seed, each of its language pair, count as one.
+        teacher_runs: every teacher by itself.
     """
 
     network: str
@@ -98,6 +99,7 @@ class Comparison:
     students: Mapping[tuple[Kind, float], Cell]
     baselines: Mapping[Kind, Cell]
     teachers: Mapping[Kind, Cell]
+    teacher_runs: Sequence[Run]
 
     @cached_property
     def temperatures(self) -> list[float]:
@@ -117,6 +119,11 @@ class Comparison:
         """The smoothed teacher that the claims are about: of the study's alphas the one nearest to 0.1."""
         smoothed = [kind for kind in self.kinds if kind.alpha and not kind.max_suppression]
         return min(smoothed, key=lambda kind: (abs(math.log(kind.alpha / USUAL_ALPHA)), kind.alpha), default=None)
+
+    def expert(self, kind: Kind, seed: int, pair: str) -> Run | None:
+        """The teacher of a seed's students for one language pair; shared teachers are those of every seed."""
+        experts = {run.seed: run for run in self.teacher_runs if run.kind == kind and pair in run.scores}
+        return experts.get(seed, next(iter(experts.values())) if len(experts) == 1 else None)
 
     @cached_property
     def runs(self) -> list[Run]:
@@ -148,6 +155,16 @@ def short_names(kinds: Sequence[Kind]) -> dict[Kind, str]:
             parts.append("MaxSup" if len(suppressed) == 1 else f"MaxSup {kind.max_suppression:g}")
         names[kind] = " + ".join(parts) or "plain"
     return names
+
+
+def column_name(kind: Kind, name: str) -> str:
+    """``name`` of ``short_names`` with the numbers behind it."""
+    numbers = []
+    if not kind.max_suppression or kind.alpha:
+        numbers.append(f"alpha = {kind.alpha:g}")
+    if kind.max_suppression:
+        numbers.append(f"weight {kind.max_suppression:g}")
+    return f"{name} ({', '.join(numbers)})"
 
 
 @dataclass(frozen=True)
@@ -220,17 +237,24 @@ class Study:
             settings = first.settings if first else {}
             own = [run for run in students if _setting_key(run) == key]
             labels_only = [run for run in baselines if first and _fits(run, first)]
-            teachers = [run for run in self.runs if run.role == TEACHER and _agrees(run.settings, settings)]
+            teachers = [run for run in self.runs if run.role == TEACHER and _teaches(run, settings)]
             comparisons.append(
                 Comparison(
                     first.network if first else "",
                     {name: settings[name] for name in varied if name in settings},
                     _cells((run.kind, run.temperature, run) for run in own),  # type: ignore[arg-type]
                     {kind: cell for (kind, _), cell in _cells((run.kind, 0.0, run) for run in labels_only).items()},
-                    _teacher_cells(teachers),
+                    _teacher_cells(teachers, self.facts.get("pairs") or self.pairs),
+                    teachers,
                 )
             )
         return comparisons
+
+    @cached_property
+    def unplaced(self) -> list[Run]:
+        """Runs that no comparison shows: their settings fit none, or another run has their place."""
+        shown = {run.job for one in self.comparisons for run in (*one.runs, *one.teacher_runs)}
+        return [run for run in self.runs if run.job not in shown]
 
 
 def _setting_key(run: Run) -> str:
@@ -247,6 +271,12 @@ def _agrees(some: Mapping[str, Any], others: Mapping[str, Any]) -> bool:
     return all(others[name] == value for name, value in some.items() if name in others)
 
 
+def _teaches(teacher: Run, student: Mapping[str, Any]) -> bool:
+    """Whether students of these settings may be the teacher's: they name theirs with ``teacher-`` before them."""
+    own = {f"teacher-{name}": value for name, value in teacher.settings.items()}
+    return _agrees({"teacher-network": teacher.network, **own}, student)
+
+
 def _fits(baseline: Run, student: Run) -> bool:
     return baseline.network == student.network and _agrees(baseline.settings, student.settings)
 
@@ -258,16 +288,18 @@ def _cells(placed: Iterator[tuple[Kind, float, Run]]) -> dict[tuple[Kind, float]
     return cells
 
 
-def _teacher_cells(teachers: Sequence[Run]) -> dict[Kind, Cell]:
-    """{kind: {seed: run}}; experts of one seed, each of its own language pair, count as one teacher of all pairs."""
+def _teacher_cells(teachers: Sequence[Run], pairs: Sequence[str]) -> dict[Kind, Cell]:
+    """{kind: {seed: run}}; experts of one seed, each of its own language pair, count as one teacher of all ``pairs``,
+    which has no score of its own until all of them have."""
     cells: dict[Kind, Cell] = {}
     for run in teachers:
         cell = cells.setdefault(run.kind, {})
-        if run.seed in cell and "bleu" in run.record.get("metrics", {}):
-            scores = {**cell[run.seed].scores, **run.scores}
-            cell[run.seed] = replace(run, scores=scores, score=sum(scores.values()) / len(scores) if scores else None)
-        else:
-            cell[run.seed] = run
+        if "bleu" in run.record.get("metrics", {}):
+            scores = {**(cell[run.seed].scores if run.seed in cell else {}), **run.scores}
+            run = replace(
+                run, scores=scores, score=sum(scores.values()) / len(scores) if set(pairs) <= {*scores} else None
+            )
+        cell[run.seed] = run
     return cells
 
 
@@ -302,9 +334,28 @@ def read_study(folder: Path) -> Study:
     if isinstance(current, (list, dict)):
         runs = {job: run for job, run in runs.items() if job in current}
     notes += [f"{run.job} ended without a finite score." for run in runs.values() if run.score is None]
+    outdated = 0
     for kind, records in _read_analyses(folder / "analysis", notes).items():
-        analyses.setdefault(kind, []).extend(records)
+        current = [record for record in records if _is_current(record, runs)]
+        analyses.setdefault(kind, []).extend(current)
+        outdated += len(records) - len(current)
+    if outdated:
+        notes.append(
+            f"{outdated} measurements of networks that were trained anew since are left out; "
+            f"python scripts/studies/mechanism.py {folder} measures again."
+        )
     return Study(folder, facts, list(runs.values()), analyses, notes)
+
+
+def stamp(run: Run) -> str:
+    """What tells this result of a job from any other of the same job: when it was finished."""
+    return str(run.record.get("finished"))
+
+
+def _is_current(record: Mapping[str, Any], runs: Mapping[str, Run]) -> bool:
+    """Whether the networks that an analysis was made of (``of``, {job: stamp}) are those of the results."""
+    of = record.get("of")
+    return not isinstance(of, Mapping) or all(job in runs and stamp(runs[job]) == made for job, made in of.items())
 
 
 def _read_json(path: Path) -> Any:

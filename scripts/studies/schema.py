@@ -38,6 +38,7 @@ _OF_STUDENTS = {"temperature", "answers", "kd-weight", "kd-tail", "kd-loss", "un
 
 
 _MOST_NODES, _DEEPEST = 100_000, 50
+_MOST_SEEDS, _HIGHEST_SEED = 40, 2**32 - 1  # what the exact test counts, and what numpy takes
 
 
 class ConfigError(UserError):
@@ -205,6 +206,10 @@ class _Reader:
             value = constructor.construct_object(node)
         except (yaml.YAMLError, ValueError):
             raise self.fail(f"cannot make sense of {getattr(node, 'value', '')!r}", *path) from None
+        is_whole = isinstance(value, int) and not isinstance(value, bool)
+        if (is_whole and str(value) != node.value.lstrip("+")) or (isinstance(value, float) and ":" in node.value):
+            # 010 is 8 to YAML, and 1:30 is 90
+            raise self.fail(f"{node.value} would be read as {value}; write {value}, or quote it", *path)
         return value if isinstance(value, bool | int | float | str) or value is None else str(value)
 
     # Keys and their values
@@ -252,7 +257,7 @@ class _Reader:
             raise self.fail(f"{misplaced[0]!r} is for kind: translation", misplaced[0])
         if not images:
             values["pairs"] = self.pairs(data.get("pairs"))
-            values["prepare"] = self.prepare(data.get("prepare") or {})
+            values["prepare"] = self.prepare(data.get("prepare"), values["data"])
         study = Study(**values)
         self.check_whole(study)
         return study
@@ -277,9 +282,10 @@ class _Reader:
             raise self.fail(f"{path[-1]}: {value!r} is no text", *path)
         return value
 
-    def whole(self, value: Any, least: int, *path: object) -> int:
-        if isinstance(value, bool) or not isinstance(value, int) or value < least:
-            raise self.fail(f"{path[-1]}: {value!r} is not a whole number from {least}", *path)
+    def whole(self, value: Any, least: int, *path: object, most: int | None = None) -> int:
+        if isinstance(value, bool) or not isinstance(value, int) or value < least or (most and value > most):
+            upper = f" to {most}" if most else ""
+            raise self.fail(f"{path[-1]}: {value!r} is not a whole number from {least}{upper}", *path)
         return value
 
     def number(self, value: Any, low: float, high: float, *path: object) -> float:
@@ -296,7 +302,9 @@ class _Reader:
         values = value if isinstance(value, list) else [value]
         if not values:
             raise self.fail("seeds: the list is empty; give one or more, such as [0, 1, 2]", "seeds")
-        seeds = tuple(self.whole(each, 0, "seeds") for each in values)
+        seeds = tuple(self.whole(each, 0, "seeds", most=_HIGHEST_SEED) for each in values)
+        if len(seeds) > _MOST_SEEDS:
+            raise self.fail(f"seeds: {len(seeds)} are more than {_MOST_SEEDS}, which the exact test counts", "seeds")
         if len(set(seeds)) < len(seeds):
             raise self.fail("seeds: one is given twice; each counts once", "seeds")
         return seeds
@@ -326,6 +334,8 @@ class _Reader:
         checked: Settings = {}
         for given, each in value.items():
             key = given.replace("_", "-")
+            if key in checked:
+                raise self.fail(f"{given} is given twice, in two spellings; keep one", *path, given)
             if key in _OF_STUDENTS and role != "student":
                 raise self.fail(f"{given!r} is a setting of distilled students; give it under 'student'", *path, given)
             several = axes and isinstance(each, list)
@@ -384,6 +394,8 @@ class _Reader:
                 parsed = action.type(str(each)) if callable(action.type) else str(each)
             except (argparse.ArgumentTypeError, ValueError) as error:
                 raise self.fail(f"{path[-1]}: {error}", *path) from None
+            if path[-1] == "epochs" and parsed < 1:
+                raise self.fail(f"epochs: {each!r} is below 1", *path)
             if action.choices is not None and parsed not in action.choices:
                 raise self.fail(f"{path[-1]}: {each!r} is none of {', '.join(map(str, action.choices))}", *path)
         return values if several else value
@@ -425,13 +437,18 @@ class _Reader:
         except Exception as error:
             raise self.fail(f"pairs: {error}", "pairs") from None
 
-    def prepare(self, value: Any) -> Settings:
+    def prepare(self, value: Any, data: str) -> Settings:
+        """How the data is prepared; without it, ``data`` is a folder that prepare.py has made."""
+        if value is None and data != BUILTIN:
+            return {}
         allowed = ("from", "train", "valid", "test", "vocab_size", "model_type", "character_coverage")
         if not isinstance(value, dict):
             raise self.fail("prepare: give keys such as 'vocab_size: 8000'", "prepare")
         self.check_keys(value, allowed, "prepare")
         if value.get("from") not in ("parallel", "iwslt", "builtin"):
             raise self.fail("prepare: from: parallel, iwslt or builtin says what data is", "prepare", "from")
+        if (value["from"] == BUILTIN) != (data == BUILTIN):
+            raise self.fail(f"prepare: from: {value['from']} does not go with data: {data}", "prepare", "from")
         return value
 
 

@@ -224,21 +224,40 @@ def judge_together(parts: Sequence[Finding]) -> Finding:
     """The finding of a claim that holds only where each of its ``parts`` does; its numbers are the weakest part's.
 
     supported: every part is (an intersection-union test: no correction, p is the largest). contradicted: the weakest
-    part is. leaning towards it: every part is supported or leans that way; against it: the weakest part does.
+    part is, and any of them could have been the weakest: its p and its interval are corrected for so many (Bonferroni).
+    leaning towards it: every part is supported or leans that way; against it: the weakest part does, or contradicts the
+    claim with seeds too few for the correction.
     """
     deciding = parts[weakest(parts)]
+    differences, allowed = deciding.differences, SIGNIFICANCE / len(parts)
     known = [part.seeds_needed for part in parts if part.seeds_needed is not None]
     needed = max(known) if len(known) == len(parts) else None
     if all(part.reading == SUPPORTED for part in parts):
         reading, direction = SUPPORTED, 1
     elif all(part.direction > 0 for part in parts):
         reading, direction = LEANING, 1
-    elif deciding.direction < 0:
-        reading, direction = deciding.reading, -1
+    elif deciding.reading == CONTRADICTED and deciding.p_against <= allowed and _lies_below(differences, allowed):
+        reading, direction = CONTRADICTED, -1
+    elif deciding.direction < 0 and _agreed_sign(differences) < 0 and deciding.smallest_p > allowed:
+        reading, direction = LEANING, -1
     else:
         reading, direction = UNDECIDED, 0
     p = max(part.p for part in parts)
     return replace(deciding, p=p, reading=reading, direction=direction, seeds_needed=needed)
+
+
+def _lies_below(differences: Sequence[float], error: float) -> bool:
+    return mean_interval(differences, 1 - error).high < 0
+
+
+def leaves_zero_out(differences: Sequence[float], confidence: float = CONFIDENCE) -> bool:
+    """Whether the interval of the mean does; of seeds too few for any verdict it has to have a width.
+
+    Two or three seeds may agree to the last image by chance, and their interval then has none.
+    """
+    interval = mean_interval(differences, confidence)
+    is_known = interval.half_width > 0 or smallest_p(interval.n) <= SIGNIFICANCE
+    return interval.excludes_zero and is_known
 
 
 def verdicts_in_sequence(readings: Sequence[str]) -> list[str]:

@@ -1,9 +1,11 @@
 """How a study's numbers are written: rounded to what their interval supports, with a true minus sign."""
 
+import json
 import math
 from collections.abc import Iterable
+from typing import Any
 
-from scripts.studies.statistics import Interval
+from scripts.studies.statistics import Finding, Interval
 
 MINUS, DASH = "\N{MINUS SIGN}", "\N{EN DASH}"
 
@@ -56,9 +58,31 @@ def level(interval: Interval, decimals: int | None = None) -> str:
     return f"{text} ± {number(interval.half_width, decimals)}" if interval.is_bounded else text
 
 
+def finding(found: Finding, noise: Interval | None, *, p: float) -> list[str]:
+    """The five cells of a difference: mean, interval over seeds, p, n, the test set's own noise."""
+    decimals = decimals_for([found.interval.half_width])
+    return [
+        signed(found.interval.mean, decimals),
+        brackets(found.interval, decimals),
+        p_value(p),
+        str(found.interval.n),
+        brackets(noise, decimals) if noise else DASH,
+    ]
+
+
 def p_value(p: float) -> str:
     """Two significant digits: p = 0.031."""
     return f"{p:.2g}" if p >= 1e-4 else "< 0.0001"
+
+
+def capital(text: str) -> str:
+    """The beginning of a sentence."""
+    return text[:1].upper() + text[1:]
+
+
+def plain(value: Any) -> str:
+    """A setting's value: text as it is, anything else as JSON writes it."""
+    return value if isinstance(value, str) else json.dumps(value, default=str)
 
 
 def listed(names: Iterable[str], last: str = "and") -> str:

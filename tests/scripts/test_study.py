@@ -1,5 +1,6 @@
 """Studies: configurations and their mistakes, the graph of jobs, results, and small studies run by the command line."""
 
+import fcntl
 import json
 import sys
 
@@ -9,6 +10,8 @@ import pytest
 from scripts import study as command
 from scripts.lib import jobs
 from scripts.studies import plan as planning
+from scripts.studies.results import Kind
+from scripts.studies.results import read_study as read_page
 from scripts.studies.schema import CONFIGS, ConfigError, parse_study, read_study
 from vision_reference.errors import UserError
 
@@ -55,6 +58,12 @@ MISTAKES = [
     ("seeds: [0, 1, 2]", "seedz: [0, 1, 2]", "line 6: there is no 'seedz' here; did you mean 'seeds'? allowed: base"),
     ("seeds: [0, 1, 2]", "seeds: [0, 1, 1]", "line 6: seeds: one is given twice"),
     ("seeds: [0, 1, 2]", "seeds: [0, -1]", "line 6: seeds: -1 is not a whole number from 0"),
+    ("seeds: [0, 1, 2]", "seeds: [010]", "line 6: 010 would be read as 8; write 8, or quote it"),
+    ("seeds: [0, 1, 2]", "seeds: [1:30]", "line 6: 1:30 would be read as 90"),
+    ("seeds: [0, 1, 2]", "seeds: [99999999999]", "99999999999 is not a whole number from 0 to 4294967295"),
+    ("seeds: [0, 1, 2]", f"seeds: {list(range(41))}", "seeds: 41 are more than 40"),
+    ("lr: 0.05", "lr: 0.05\n  clip-grad-norm: 5\n  clip_grad_norm: 6", "is given twice, in two spellings; keep one"),
+    ("lr: 0.05", "epochs: 0", "epochs: 0 is below 1"),
     ("seeds: [0, 1, 2]", "seeds: []", "line 6: seeds: the list is empty"),
     ("seeds: [0, 1, 2]", "seeds: true", "line 6: seeds: True is not a whole number"),
     ("seeds: [0, 1, 2]\n", "", "'seeds' is missing; a study needs title, kind, data, seeds and cells"),
@@ -90,6 +99,25 @@ def test_a_mistake_names_line_key_and_what_is_allowed(old, new, message):
     assert str(told.value).startswith("x.yaml")
     assert message in str(told.value)
     assert "\n" not in str(told.value)
+
+
+def test_prepared_data_of_a_translation_needs_no_preparing(tmp_path):
+    pytest.importorskip("fairseq")
+    text = (CONFIGS / "multi30k_small.yaml").read_text()
+    start = text.index("prepare: {")
+    without = text[:start] + text[text.index("\n", start) :]
+    plan = planned(without, tmp_path, data=tmp_path / "mine")
+    assert "data" not in by_name(plan)
+    assert by_name(plan)["expert_en-de_alpha0_seed1"].job.command[1] == str(tmp_path / "mine" / "data-bin")
+    with pytest.raises(UserError, match="holds no data-bin; give a folder that prepare.py made"):
+        command.check_data(parse_study(without), tmp_path)
+    with pytest.raises(ConfigError, match="from: builtin does not go with data: data/multi30k"):
+        parse_study(text.replace("from: parallel", "from: builtin"))
+
+
+def test_a_setting_is_passed_on_with_all_its_digits(tmp_path):
+    plan = planned(DIGITS.replace("lr: 0.05", "lr: 0.123456789"), tmp_path)
+    assert {value(one.job, "--lr") for one in plan if one.role == "teacher"} == {"0.123456789"}
 
 
 @pytest.mark.parametrize("text", ["", "- 1", "just words", "{}", "title: 3", "? [a]\n: 1"])
@@ -186,14 +214,29 @@ def test_translation_compares_the_students_that_the_claims_are_about_sentence_by
     assert list(one.job.command[place + 1 : place + 3]) == files
     # a finished one becomes a line for each language pair
     assert planning.comparisons(plan) == []
-    one.job.folder.mkdir(parents=True)
     found = {"bleu": {"baseline": 30.0, "difference": 0.5, "p_value": 0.04, "confidence": 1.0}}
-    (one.job.folder / "compare.json").write_text(json.dumps({"sets": {"en-de": found, "en-fr": found}}))
-    jobs.save_record(one.job, {"command": list(one.job.command), "finished": True})
-    german, french = planning.comparisons(plan)
+    finish(plan)
+    for other in plan:
+        if other.role == "comparison":
+            sets = json.dumps({"sets": {"en-de": found, "en-fr": found}})
+            (other.job.folder / "compare.json").write_text(sets)
+    german, french = [
+        line for line in planning.comparisons(plan) if line["against"] == plain and smoothed == line["student"]
+    ]
     assert (german["kind"], german["pair"], french["pair"]) == ("bootstrap", "en-de", "en-fr")
     assert german["name"] == "smoothed 0.1 teacher, T = 1 minus plain teacher, T = 1, seed 2"
     assert (german["difference"], german["p"]) == (0.5, 0.04)
+
+
+def finish(plan):
+    """Every job has ended well; what a test wrote of a job's files is kept."""
+    for one in plan:
+        for name in one.job.makes:
+            (one.job.folder / name).parent.mkdir(parents=True, exist_ok=True)
+            (one.job.folder / name).touch()
+        record = {"command": list(one.job.command), "seconds": 3.0, "cpu_seconds": 2.0, "finished": True, "host": "h"}
+        record |= {"made": f"made {one.job.name}", "inputs": {name: f"made {name}" for name in one.job.after}}
+        jobs.save_record(one.job, record | {"ended": "2026-11-24T10:00:00+00:00"})
 
 
 def test_students_may_learn_from_their_experts_translations(tmp_path):
@@ -238,17 +281,100 @@ def test_results_are_the_last_epochs_with_all_that_a_report_needs(tmp_path):
         }
         for epoch, acc1 in enumerate((80.0, 70.0))
     ]
-    (student.job.folder / "metrics.jsonl").write_text("".join(json.dumps(epoch) + "\n" for epoch in epochs))
-    record = {"command": list(student.job.command), "seconds": 3.0, "cpu_seconds": 2.0, "finished": False}
+    finish(plan)
+    for one in plan:
+        if "metrics.jsonl" in one.job.makes:
+            (one.job.folder / "metrics.jsonl").write_text("".join(json.dumps(epoch) + "\n" for epoch in epochs))
+    record = jobs.load_record(student.job)
+    jobs.save_record(student.job, record | {"finished": False})
+    assert student.job.name not in {line["job"] for line in planning.results(plan, tmp_path)}
     jobs.save_record(student.job, record)
-    assert planning.results(plan, tmp_path) == []
-    jobs.save_record(student.job, record | {"finished": True, "ended": "2026-11-24T10:00:00+00:00", "host": "h"})
-    (line,) = planning.results(plan, tmp_path)
+    (line,) = [line for line in planning.results(plan, tmp_path) if line["job"] == student.job.name]
     assert line["metrics"] == {"acc1": 70.0, "acc5": 99.0}
     assert [epoch["acc1"] for epoch in line["curve"]] == [80.0, 70.0]
     assert line["folder"] == f"runs/{student.job.name}"
     assert (line["role"], line["seed"], line["seconds"], line["host"]) == ("student", 0, 3.0, "h")
     assert line["outcomes"] is None
+    # what was taught by a teacher that has been trained anew since is no result of this study
+    teacher = next(one for one in plan if one.job.name in student.job.after and one.role in ("teacher", "store"))
+    jobs.save_record(teacher.job, jobs.load_record(teacher.job) | {"made": "again"})
+    assert student.job.name not in {line["job"] for line in planning.results(plan, tmp_path)}
+    # nor is one whose files are gone an end of the study
+    (student.job.folder / "metrics.jsonl").unlink()
+    assert planning.results(plan, tmp_path)
+
+
+def cells_of(text, tmp_path):
+    """The page's comparisons of a plan whose jobs have all finished."""
+    plan = planned(text, tmp_path)
+    finish(plan)
+    epoch = {"epoch": 0, "lr": 0.1, "train_loss": 2.0, "val_loss": 1.0, "val_acc1": 70.0, "val_acc5": 99.0}
+    for one in plan:
+        if "metrics.jsonl" in one.job.makes:
+            (one.job.folder / "metrics.jsonl").write_text(json.dumps(epoch) + "\n")
+    lines = planning.results(plan, tmp_path)
+    (tmp_path / "results.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return read_page(tmp_path), lines
+
+
+GRID = """
+title: Grid
+kind: images
+data: builtin
+seeds: [0, 1]
+settings: {workers: 0}
+teacher: {network: resnet18, epochs: 1}
+student: {network: resnet8, epochs: 1}
+cells:
+  - teacher: {TEACHER}
+    student: {STUDENT}
+baselines:
+  - {BASELINE}
+"""
+
+
+@pytest.mark.parametrize(
+    ("teacher", "student", "baseline", "comparisons"),
+    [
+        ("network: [resnet18, resnet50], alpha: [0.0, 0.1]", "temperature: [1, 4]", "alpha: 0.0", 2),
+        ("alpha: 0.0", "alpha: [0.0, 0.1], temperature: [1, 4]", "alpha: [0.0, 0.1]", 2),
+        ("epochs: [1, 2]", "temperature: [1, 4]", "alpha: 0.0", 2),
+        ("alpha: [0.0, 0.1]", "epochs: [1, 2], temperature: [1, 4]", "epochs: [1, 2]", 2),
+        ("alpha: 0.0, max-suppression: [0.1, 0.2]", "temperature: [1, 4]", "alpha: 0.0", 1),
+        ("alpha: [0.0, 0.1], max-suppression: 0.1", "temperature: [1, 4]", "alpha: 0.0", 1),
+        ("alpha: 0.0", "max-suppression: [0.1, 0.2], temperature: [1, 4]", "alpha: 0.0", 2),
+    ],
+)
+def test_no_cell_of_the_grid_takes_anothers_place(tmp_path, teacher, student, baseline, comparisons):
+    text = GRID.replace("TEACHER", teacher).replace("STUDENT", student).replace("BASELINE", baseline)
+    study, lines = cells_of(text, tmp_path)
+    assert len(study.comparisons) == comparisons
+    assert study.unplaced == []
+    shown = {run.job for one in study.comparisons for run in one.runs}
+    assert shown == {line["job"] for line in lines}
+    for one in study.comparisons:
+        for cell in (*one.teachers.values(), *one.baselines.values(), *one.students.values()):
+            assert sorted(cell) == [0, 1]
+
+
+def test_a_baseline_of_other_settings_is_not_the_one_to_compare_with(tmp_path):
+    text = GRID.replace("TEACHER", "alpha: 0.0").replace("BASELINE", "lr: [0.1, 0.2]")
+    study, _ = cells_of(text.replace("STUDENT", "lr: 0.1, temperature: [1, 4]"), tmp_path)
+    (comparison,) = study.comparisons
+    assert {run.job for run in comparison.baselines[Kind()].values()} == {
+        f"student_labels_lr0.1_alpha0_seed{seed}" for seed in (0, 1)
+    }
+    assert {run.job for run in study.unplaced} == {f"student_labels_lr0.2_alpha0_seed{seed}" for seed in (0, 1)}
+
+
+def test_fewer_epochs_of_a_translation_are_another_training(tmp_path):
+    pytest.importorskip("fairseq")
+    text = (CONFIGS / "multi30k_small.yaml").read_text()
+    finish(planned(text, tmp_path, data=tmp_path / "text"))
+    plan = planned(text.replace("max_epoch: 3", "max_epoch: 2"), tmp_path, data=tmp_path / "other")
+    kinds = {name: state.kind for name, state in jobs.states(one.job for one in plan).items()}
+    assert kinds["student_distilled_alpha0_T1_seed1"] == "changed"
+    assert kinds["expert_en-de_alpha0_seed1"] == "finished"  # and where the text lies does not count
 
 
 FAKE = """
@@ -333,7 +459,7 @@ def test_a_plan_shows_the_graph_what_is_done_and_what_changes_and_writes_nothing
     assert fake("plan", "fake.yaml", "--output", "out", config=changed) == 0
     shown = capsys.readouterr().out
     assert "made anew: teacher_alpha0_seed0 (then: --model resnet18; now: --model resnet50)" in shown
-    assert "as the finished jobs of this study took" in shown
+    assert "not known until one has run: student, teacher" in shown  # those of other settings are no measure
 
 
 def test_mistakes_of_the_command_line_are_one_line(fake, tmp_path, capsys):
@@ -352,8 +478,9 @@ def test_mistakes_of_the_command_line_are_one_line(fake, tmp_path, capsys):
         "run", "fake.yaml", "--output", "out", config=missing
     )
     assert "--jobs 0 is below 1" in told("run", "fake.yaml", "--output", "out", "--jobs", "0")
+    assert not (tmp_path / "out").exists()
+    (tmp_path / "out").mkdir()
     (tmp_path / "out" / "notes.txt").write_text("mine")
-    (tmp_path / "out" / "study.json").unlink()
     assert "--fresh: " in told("run", "fake.yaml", "--output", "out", "--fresh")
     assert (tmp_path / "out" / "notes.txt").read_text() == "mine"
 
@@ -366,6 +493,43 @@ def test_fresh_removes_what_a_study_left_and_nothing_else(fake, tmp_path, capsys
     second = json.loads((tmp_path / "out" / "runs" / "teacher_alpha0_seed0" / "run.json").read_text())
     assert second["made"] != first["made"]
     assert (tmp_path / "out" / "notes.txt").read_text() == "mine"
+
+
+def test_fresh_with_a_mistake_removes_nothing(fake, tmp_path, capsys):
+    fake("run", "fake.yaml", "--output", "out")
+    before = (tmp_path / "out" / "results.jsonl").read_text()
+    for mistake in (["--data", "nowhere"], ["--jobs", "0"]):
+        assert fake("run", "fake.yaml", "--output", "out", "--fresh", *mistake) == 2
+    with (tmp_path / "out" / "runs" / "teacher_alpha0_seed0" / "run.lock").open() as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # as a training that outlived its runner
+        assert fake("run", "fake.yaml", "--output", "out", "--fresh") == 2
+        changed = FAKE.replace("teacher: {network: resnet18", "teacher: {network: resnet50")
+        assert fake("run", "fake.yaml", "--output", "out", config=changed) == 1
+        assert "is in use by another process" in capsys.readouterr().err
+    assert not (tmp_path / "out" / "runs" / jobs.REPLACED).exists()
+    assert fake("run", "fake.yaml", "--output", "out") == 0
+    assert (tmp_path / "out" / "results.jsonl").read_text() == before
+
+
+def test_results_of_earlier_settings_are_none_of_the_new_ones(fake, tmp_path, capsys):
+    def kept():
+        lines = (tmp_path / "out" / "results.jsonl").read_text().splitlines()
+        return {(one["job"], one["network"]) for one in map(json.loads, lines)}
+
+    teacher, first, second = (
+        "teacher_alpha0_seed0",
+        "student_distilled_alpha0_T1_seed0",
+        "student_distilled_alpha0_T2_seed0",
+    )
+    fake("run", "fake.yaml", "--output", "out")
+    changed = FAKE.replace("student: {network: resnet18", "student: {network: resnet50")
+    assert fake("run", "fake.yaml", "--output", "out", "--jobs", "0", config=changed) == 2
+    assert kept() == {(name, "resnet18") for name in (teacher, first, second)}  # nothing was begun
+    assert fake("run", "fake.yaml", "--output", "out", config=changed, fails="2") == 1
+    assert kept() == {(teacher, "resnet18"), (first, "resnet50")}
+    capsys.readouterr()
+    assert fake("status", "out") == 1
+    assert "2 done, 0 running, 0 begun, 0 waiting, 1 failed" in capsys.readouterr().out
 
 
 def test_a_study_that_is_being_run_is_left_alone(fake, tmp_path, capsys):

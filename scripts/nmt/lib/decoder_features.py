@@ -25,6 +25,7 @@ from fairseq_plugins.teachers.vocabularies import Vocabulary, load_dictionary
 from scripts.nmt.lib.lang_pair import LangPair
 from scripts.nmt.lib.progress import Progress
 from scripts.nmt.lib.user_error import UserError
+from vision_reference.machine import choose_device
 
 _ROWS = 1024  # tokens whose logits over the whole vocabulary are worked on at a time
 
@@ -85,10 +86,13 @@ def open_references(folder: Path, pair: LangPair, subset: str) -> References:
     return References(pair, folder, subset, dataset, vocabulary)
 
 
-def load(checkpoint: str, references: References) -> Teacher:
-    """The model in `checkpoint`, an expert or a multilingual student. Raises UserError if it does not fit the data."""
+def load(checkpoint: str, references: References, device: str = "cuda") -> Teacher:
+    """The model in `checkpoint`, an expert or a multilingual student, on `device` (the CPU where there is no GPU).
+
+    Raises UserError if it does not fit the data.
+    """
     teacher = load_teacher(checkpoint, references.vocabulary)
-    teacher.to(torch.device("cuda" if torch.cuda.is_available() else "cpu"), torch.float32)
+    teacher.to(choose_device(device, None), torch.float32)
     return teacher
 
 
@@ -131,7 +135,7 @@ def ask(
     """The given B sentences as the collater orders them: their numbers (B,), the batch, and what the teacher says."""
     sample = dataset.collater([dataset[int(sentence)] for sentence in sentences])
     device = next(teacher.members.parameters()).device
-    batch = batch_of(sample if device.type == "cpu" else utils.move_to_cuda(sample))
+    batch = batch_of(utils.apply_to_sample(lambda tensor: tensor.to(device), sample))
     layout = Layout(dataset.tgt_dict.pad(), dataset.tgt_dict.eos())
     everyone = torch.arange(len(batch), device=device)
     return sample["id"].numpy(), batch, teacher.soft_labels(batch, everyone, layout, LanguageTokens())

@@ -10,6 +10,10 @@ import torch
 from scripts.nmt import diffusion_index, inspect_teacher
 from scripts.nmt.lib.lang_pair import LangPair
 from scripts.nmt.lib.user_error import run_cli
+from scripts.studies import mechanism
+from scripts.studies.page import markdown
+from scripts.studies.results import read_study
+from scripts.studies.sections.outline import sections_of
 
 
 @pytest.fixture
@@ -107,6 +111,48 @@ def test_the_diffusion_index_of_words_equals_one_worked_out_by_hand(command, pip
     assert cell["similar"]["low"] <= cell["similar"]["mean"] <= cell["similar"]["high"]
     assert np.abs(cell["similar"]["per_class"]).max() > 0.01  # two different models
     assert geometry.neighbour_count(6) == result["similar_classes"] == 2
+
+
+def test_a_study_of_translation_is_looked_into(command, pipeline, tmp_path):
+    """Its diffusion index is the command's for the same models; its experts are what their inspection says."""
+    expert, student = (pipeline / name / "checkpoint_best.pt" for name in ("experts/en-de", "student"))
+    data = pipeline / "data" / "data-bin"
+    lines = []
+    for role, temperature, checkpoint in (("teacher", None, expert), ("student", 1, student), ("student", 3, expert)):
+        job = f"{role}{temperature or ''}"
+        (tmp_path / "study" / "runs" / job).mkdir(parents=True)
+        (tmp_path / "study" / "runs" / job / "checkpoint_best.pt").symlink_to(checkpoint)
+        line = {"job": job, "role": role, "seed": 1, "alpha": 0.0, "temperature": temperature, "network": "t"}
+        lines.append(line | {"metrics": {"bleu": {"en-de": 30.0}}, "folder": f"runs/{job}", "finished": "today"})
+    study = tmp_path / "study"
+    (study / "results.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (study / "study.json").write_text(json.dumps({"data": str(pipeline / "data"), "pairs": ["en-de"]}))
+    found = mechanism.analyse_translation(study, device="cpu")
+    assert found == []
+    records = {record["kind"]: record for record in json.loads((study / "analysis" / "mechanism.json").read_text())}
+    pieces = len(json.loads((study / "runs" / "teacher" / "pieces.en-de.json").read_text())["found"]["means"])
+    command(
+        diffusion_index, "--data-bin", data, "--lang-pair", "en-de", "--classes", pieces, "--plain-teacher", expert,
+        "--reference", f"plain={student}", "--student", f"plain:3={expert}", "--output", tmp_path / "index",
+    )  # fmt: skip
+    (cell,) = json.loads((tmp_path / "index" / "diffusion_index.json").read_text())["cells"]
+    assert records["eta"]["eta"] == pytest.approx(cell["similar"]["mean"], rel=1e-6)
+    assert records["eta"]["control"] == pytest.approx(cell["control"]["mean"], rel=1e-6)
+    command(
+        inspect_teacher, "--data-bin", data, "--lang-pair", "en-de", "--checkpoint", expert,
+        "--output", tmp_path / "inspection",
+    )  # fmt: skip
+    inspected = json.loads((tmp_path / "inspection" / "inspection.json").read_text())
+    assert records["teacher"]["token_accuracy"] == pytest.approx(inspected["all_tokens"]["accuracy"])
+    assert records["teacher"]["perplexity"] == pytest.approx(inspected["all_tokens"]["perplexity"])
+    assert (records["teacher"]["pair"], records["teacher"]["bleu"]) == ("en-de", 30.0)
+    # once more, from what was kept beside the checkpoints; a checkpoint that is gone is named
+    (study / "runs" / "student3" / "checkpoint_best.pt").unlink()
+    assert mechanism.analyse_translation(study) == ["student3"]
+    page = markdown("t", "s", "q", sections_of(read_study(study)))
+    assert "tokens right, %" in page
+    refused = command(mechanism, study, "--groups", "x.tsv", expect=2)
+    assert "is a study of translation, which does not take --groups" in refused
 
 
 def test_what_does_not_fit_is_one_line(command, pipeline, tmp_path):

@@ -5,6 +5,7 @@ import re
 import numpy as np
 import pytest
 
+from scripts.studies import statistics
 from scripts.studies.answer import Choice, _is_told_apart, answer, choices, rise_at_end
 from scripts.studies.claims import claims_of
 from scripts.studies.results import Kind, read_study
@@ -52,7 +53,8 @@ def test_the_papers_world_supports_the_papers_claims(study):
 
 def test_the_opposite_world_contradicts_them(study):
     _, _, claims = study({(0.0, 1): 62, (0.0, 4): 58, (0.1, 1): 54, (0.1, 4): 58})
-    assert [claim.verdict for claim in claims[:4]] == ["contradicted"] * 4
+    # claim 4 has two parts, either of which might have been the one below zero: five seeds are too few to say so twice
+    assert [claim.verdict for claim in claims[:4]] == ["contradicted"] * 3 + ["leaning"]
     # against labels alone (55) and smoothed ones (56): the weaker part is the latter
     assert claims[3].part.name.endswith("smoothed labels alone")
 
@@ -67,6 +69,21 @@ def test_beating_one_kind_of_labels_alone_is_not_enough(study):
     _, _, claims = study(labels={0.0: 55, 0.1: 62})
     assert claims[3].verdict == "undecided"
     assert {part.finding.reading for part in claims[3].parts} == {"supported", "undecided"}
+
+
+def test_one_kind_of_labels_alone_does_not_make_the_claim(study):
+    _, _, claims = study(labels={0.1: 50})
+    assert claims[3].verdict == "not tested"
+    assert claims[3].finding.reading == "supported"  # against the one that was trained
+    assert claims[3].missing == "no student was trained on labels alone without smoothing"
+
+
+def test_seeds_too_few_that_agree_to_the_last_image_tell_nothing_apart():
+    same = {0: 0.3, 1: 0.3}
+    assert not statistics.leaves_zero_out(list(same.values()))
+    assert statistics.leaves_zero_out([0.3] * 5)
+    assert statistics.leaves_zero_out([0.3, 0.31])
+    assert not statistics.leaves_zero_out([0.3, -0.1])
 
 
 def test_after_an_open_claim_the_others_are_exploratory(study):

@@ -12,7 +12,7 @@ from PIL import Image
 
 from scripts.studies.page import markdown, tie, write_report
 from scripts.studies.results import read_study
-from scripts.studies.sections import sections_of
+from scripts.studies.sections.outline import sections_of
 from vision_reference.errors import UserError
 
 HEADINGS = [

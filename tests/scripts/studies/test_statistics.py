@@ -199,7 +199,10 @@ def test_a_claim_of_two_parts_needs_both():
     strong, open_ = judge([9.0, 9.1, 8.9, 9.2, 8.8]), judge([1.0, -1.0, 0.5, -0.2, 0.1])
     both = judge_together([strong, yes])
     assert (both.reading, both.interval) == (SUPPORTED, yes.interval)
-    assert judge_together([strong, no]).reading == CONTRADICTED
+    against = judge_together([strong, no])  # of two parts: p = 0.031 is not 0.025
+    assert (against.reading, against.direction) == (LEANING, -1)
+    no_6 = judge([-1.0, -1.1, -0.9, -1.2, -0.8, -1.0])
+    assert judge_together([judge([9.0, 9.1, 8.9, 9.2, 8.8, 9.0]), no_6]).reading == CONTRADICTED
     mixed = judge_together([strong, open_])
     assert (mixed.reading, mixed.p, mixed.seeds_needed) == (UNDECIDED, open_.p, open_.seeds_needed)
     leaning = judge_together([strong, judge([1.0, 2.0, 3.0])])
