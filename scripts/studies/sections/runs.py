@@ -62,6 +62,8 @@ def _fold(study: Study, run: Run, common: Mapping[str, Any]) -> Fold:
         else f"{wording.number(run.score, 2)}{'' if study.is_translation else ' %'}"
     )
     what = [run.role, run.network]
+    if study.is_translation and len(run.scores) < len(study.pairs):
+        what += run.scores
     if not run.kind.is_plain or run.role != BASELINE:
         what.append("MaxSup" if run.kind.max_suppression else f"alpha {run.kind.alpha:g}")
     if run.temperature is not None:
