@@ -81,7 +81,9 @@ def analyse_translation(folder: Path, *, data: Path | None = None, device: str =
     logging.getLogger("fairseq").setLevel(logging.WARNING)  # it tells of every file that it opens
     from scripts.nmt.lib.user_error import UserError as PluginError
     from scripts.studies.translation_models import Models, measure
+    from vision_reference.machine import keep_freed_memory
 
+    keep_freed_memory()
     try:
         models = Models(study, _data_bin_of(study, data), device=device)
         records = list(measure(study, models.pairs, models.look, models.inspect))
