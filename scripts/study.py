@@ -410,7 +410,7 @@ def run(
         UserError: the data is missing, the folder is in use, or what tracks is not installed.
         SystemExit: jobs failed (1), or a signal stopped the run.
     """
-    output = output.absolute()
+    given, output = output, output.absolute()
     check_data(study, data)
     on_cluster = launcher is not None
     amp = decide_amp(study, {} if fresh else read_facts(output), on_cluster=on_cluster)
@@ -419,7 +419,7 @@ def run(
         plan = with_tracking(plan, track)
     places = [] if on_cluster else slots(plan, at_once)
     if fresh:
-        remove_earlier(output)
+        remove_earlier(given)
     try:
         output.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError):

@@ -6,8 +6,10 @@ All text is plain: the renderers escape it.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
-from scripts.studies.figures import Drawing
+if TYPE_CHECKING:
+    from scripts.studies.figures import Drawing
 
 
 @dataclass(frozen=True)
@@ -52,7 +54,7 @@ class Table:
 class Picture:
     """A drawn figure; ``alt`` says what it shows."""
 
-    drawing: Drawing
+    drawing: "Drawing"
     caption: str
     alt: str
     kind: str = field(default="picture", init=False)
