@@ -250,9 +250,11 @@ def _text(facts: Mapping) -> str:
 def _safetensors(network: "nn.Module", example: "np.ndarray", path: Path, facts: Mapping) -> None:
     import safetensors.torch
 
+    from vision_reference.networks.checkpoints import safetensors_metadata
+
     state = {name: tensor.contiguous() for name, tensor in network.state_dict().items()}
     # its own way to files has errors of its own for a full disk
-    path.write_bytes(safetensors.torch.save(state, metadata={"format": "pt", "description": _text(facts)}))
+    path.write_bytes(safetensors.torch.save(state, metadata=safetensors_metadata(state, facts)))
 
 
 def _onnx(network: "nn.Module", example: "np.ndarray", path: Path, facts: Mapping) -> None:

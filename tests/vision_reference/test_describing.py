@@ -15,7 +15,7 @@ from vision_reference.errors import UserError
 from vision_reference.images.presets import PRESETS
 from vision_reference.networks import by_name, heads
 from vision_reference.networks.by_name import match_classes
-from vision_reference.networks.description import Description
+from vision_reference.networks.description import Description, from_checkpoint
 from vision_reference.networks.teachers import read_teacher
 from vision_reference.predict import Predictor
 
@@ -265,3 +265,9 @@ def test_published_weights_are_evaluated_as_their_publisher_does(train, monkeypa
     assert (args.val_resize_size, args.val_crop_size, args.interpolation) == (256, 224, "bilinear")
     text = train("--test-only", "--weights", "ResNet18_Weights.IMAGENET1K_V1", expect=2)
     assert "the file has 1000 classes, the model 4" in text
+
+
+def test_the_average_of_the_weights_has_an_accuracy_of_its_own():
+    content = {"model": {}, "description": {"accuracy": {"acc1": 50.0, "ema_acc1": 60.0}}}
+    assert from_checkpoint(content, "x.pth").accuracy == 50.0
+    assert from_checkpoint(content, "x.pth", ema=True).accuracy == 60.0

@@ -95,6 +95,11 @@ def test_every_format_answers_as_the_original_where_this_project_is_not(checkpoi
     run(checkpoint, "--format", "onnx", "--int8", "--output", tmp_path / "int8.onnx", "--images", pictures)
     assert (tmp_path / "int8.onnx").stat().st_size < 0.3 * (tmp_path / "a.onnx").stat().st_size
     run(checkpoint, "--format", "safetensors", "--output", tmp_path / "hub", "--licence", "mit")
+    content = bytearray((tmp_path / "hub" / "model.safetensors").read_bytes())
+    content[-2000] ^= 0x40
+    (tmp_path / "flipped.safetensors").write_bytes(content)
+    with pytest.raises(UserError, match="is damaged"):
+        checkpoints.load_checkpoint(tmp_path / "flipped.safetensors")
     for form, name in (("torchscript", "a.pt"), ("torch-export", "a.pt2")):
         run(checkpoint, "--format", form, "--output", tmp_path / name)
 

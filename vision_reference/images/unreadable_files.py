@@ -83,6 +83,7 @@ def report(name: str, before: Sequence[Sample], after: Sequence[Sample], output:
     out = [path for path, _ in before if path not in kept]
     if not out:
         return None
+    output.mkdir(parents=True, exist_ok=True)
     listed = output / f"unreadable_{name}.txt"
     listed.write_bytes(b"".join(os.fsencode(path) + b"\n" for path in out))
     return f"note: left out {len(out)} unreadable of {len(before)} {name} images, such as {out[0]}; all in {listed}"

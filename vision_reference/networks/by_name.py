@@ -209,4 +209,4 @@ def read_state(source: str, name: str | None, *, ema: bool = False) -> tuple[dic
             raise UserError(f"{source} has no moving average of the weights; drop --model-ema")
         return pretrained.read(source, name)
     content = checkpoints.load_checkpoint(source)
-    return checkpoints.weights_in(content, name, source=source, ema=ema), from_checkpoint(content, source)
+    return checkpoints.weights_in(content, name, source=source, ema=ema), from_checkpoint(content, source, ema=ema)

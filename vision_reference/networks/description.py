@@ -89,7 +89,7 @@ class CompleteDescription(Description):
     std: tuple[float, float, float]
 
 
-def from_checkpoint(checkpoint: object, source: str) -> Description:
+def from_checkpoint(checkpoint: object, source: str, *, ema: bool = False) -> Description:
     """What the content of a checkpoint file says: ours, torchvision's recipe's, the authors' or bare weights.
 
     Raises:
@@ -109,7 +109,7 @@ def from_checkpoint(checkpoint: object, source: str) -> Description:
         interpolation=_checked(told, "interpolation", source, INTERPOLATIONS.__contains__, " or ".join(INTERPOLATIONS)),
         mean=_colours(told, "mean", source),
         std=_colours(told, "std", source),
-        accuracy=_accuracy(checkpoint, told),
+        accuracy=_accuracy(checkpoint, told, ema),
         args=args,
         made_by={
             name: told[name] for name in ("code", "versions", "host", "time") if told is not args and name in told
@@ -249,10 +249,10 @@ def _colours(told: Mapping, name: str, source: str) -> tuple[float, float, float
     return red, green, blue
 
 
-def _accuracy(checkpoint: Mapping, told: Mapping) -> float | None:
+def _accuracy(checkpoint: Mapping, told: Mapping, ema: bool) -> float | None:
     """Ours says that of the very weights; the authors' files say the best of their run, which is what they hold."""
     own = told.get("accuracy")
-    value: Any = own.get("acc1") if isinstance(own, Mapping) else checkpoint.get("best_acc1")
+    value: Any = own.get("ema_acc1" if ema else "acc1") if isinstance(own, Mapping) else checkpoint.get("best_acc1")
     try:
         value = float(value)  # a tensor of one element, too
     except (TypeError, ValueError, RuntimeError):

@@ -279,6 +279,13 @@ def main() -> None:
         raise UserError(f"JOBS is '{places['JOBS']}'; give how many run side by side, such as 2")
     # Small models gain little from a second thread: without a GPU as many side by side as there are cores.
     at_once = int(places["JOBS"] or (jobs.cores() if cpu else 1))
+    teaches = [name for name in ("EXPERTS", "TEACHERS", "TEACHER_OUTPUTS") if places[name]]
+    of_teaching = [name.upper() for name in _OF_TEACHING if name != "kd_tail" and os.environ.get(name.upper())]
+    if role == "student" and of_teaching and not teaches:
+        raise UserError(
+            f"{of_teaching[0]} was given without a teacher; set EXPERTS, TEACHERS or TEACHER_OUTPUTS, or drop it to "
+            "train on labels alone"
+        )
     if role == "student" and not places["TEACHER_OUTPUTS"]:
         if os.environ.get("KD_TAIL"):
             raise UserError("KD_TAIL is about what TEACHER_OUTPUTS left out; set TEACHER_OUTPUTS, or drop KD_TAIL")

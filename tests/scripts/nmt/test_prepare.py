@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 import sentencepiece
@@ -160,6 +161,8 @@ def test_mistakes_are_told_in_one_line(tmp_path, text, refused):
 def test_an_output_that_cannot_be_made_is_one_line(tmp_path, text, refused):
     (tmp_path / "file").touch()
     assert "cannot be made (Not a directory)" in refused("prepare.py", *arguments(text, tmp_path / "file" / "out"))
+    with pytest.raises(UserError, match="--output . is the folder that you are in"), data_bin.partial_folder(Path(".")):
+        pass
 
 
 def test_pairs_that_are_too_long_or_too_unequal_are_left_out_of_training_alone(tmp_path):

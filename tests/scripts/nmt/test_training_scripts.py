@@ -149,6 +149,9 @@ def test_the_papers_scripts_are_followed_on_request(commands, refused, tmp_path)
     data = {"DATA": tmp_path / "data", "OUT": tmp_path / "out"}
     assert "PAPER is 'yes'; give 1" in refused("train_experts.sh", PAPER="yes", **data)
     assert "KD_TAIL is about what TEACHER_OUTPUTS left out" in refused("train_student.sh", KD_TAIL="drop", **data)
+    assert "TEMPERATURE was given without a teacher; set EXPERTS" in refused(
+        "train_student.sh", TEMPERATURE="2", **data
+    )
     assert "KD_TAIL is 'none'; give one of uniform, drop, bucket" in refused("train_student.sh", KD_TAIL="none", **data)
 
 
