@@ -81,16 +81,13 @@ def claims_of(study: Study, comparison: Comparison) -> list[Claim]:
     ]
     # What is planned and not there yet keeps later claims from a verdict; what was never planned does not.
     without = UNDECIDED if study.is_unfinished else NOT_TESTED
-    verdicts = statistics.verdicts_in_sequence(
-        [
-            finding.reading
-            if finding and not draft.is_partial
-            else NOT_TESTED
-            if draft.missing == ONE_TEMPERATURE
-            else without
-            for draft, finding in zip(drafts, findings, strict=True)
-        ]
-    )
+
+    def reading(draft: _Draft, finding: Finding | None) -> str:
+        if finding and not draft.is_partial:
+            return finding.reading
+        return NOT_TESTED if draft.missing == ONE_TEMPERATURE else without
+
+    verdicts = statistics.verdicts_in_sequence(list(map(reading, drafts, findings)))
     return [
         Claim(
             number,

@@ -236,7 +236,7 @@ def judge_together(parts: Sequence[Finding]) -> Finding:
         reading, direction = SUPPORTED, 1
     elif all(part.direction > 0 for part in parts):
         reading, direction = LEANING, 1
-    elif deciding.reading == CONTRADICTED and deciding.p_against <= allowed and _lies_below(differences, allowed):
+    elif deciding.p_against <= allowed and mean_interval(differences, 1 - allowed).high < 0:
         reading, direction = CONTRADICTED, -1
     elif deciding.direction < 0 and _agreed_sign(differences) < 0 and deciding.smallest_p > allowed:
         reading, direction = LEANING, -1
@@ -244,10 +244,6 @@ def judge_together(parts: Sequence[Finding]) -> Finding:
         reading, direction = UNDECIDED, 0
     p = max(part.p for part in parts)
     return replace(deciding, p=p, reading=reading, direction=direction, seeds_needed=needed)
-
-
-def _lies_below(differences: Sequence[float], error: float) -> bool:
-    return mean_interval(differences, 1 - error).high < 0
 
 
 def leaves_zero_out(differences: Sequence[float], confidence: float = CONFIDENCE) -> bool:

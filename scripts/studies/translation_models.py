@@ -16,7 +16,7 @@ import numpy as np
 from scripts.nmt.lib.lang_pair import parse_pairs
 from scripts.studies.claims import temperatures_of
 from scripts.studies.records import about, drifts, inspected
-from scripts.studies.results import TEACHER, Comparison, Run, Study
+from scripts.studies.results import TEACHER, Comparison, Kind, Run, Study
 from vision_reference.files import atomic_file
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 CHECKPOINT = "checkpoint_best.pt"  # what was scored
 SUBSET = "valid"
-PIECES, LEAST = 50, 5  # the most frequent target pieces, and how often each of them has to occur
+PIECES = 50  # of the most frequent target pieces
 FEWEST = 3  # of which one can be nearer than another
 MAX_TOKENS = 2048
 _FORMAT = 1  # of what is kept beside a checkpoint; a changed meaning needs a new number
@@ -98,7 +98,7 @@ def _students(study: Study, comparison: Comparison, pairs: list[str], look: Look
                 yield record | {"settings": dict(comparison.settings)}
 
 
-def _cell(comparison: Comparison, kind: Any, temperature: float) -> Mapping[int, Run]:
+def _cell(comparison: Comparison, kind: Kind, temperature: float) -> Mapping[int, Run]:
     return comparison.students.get((kind, temperature), {})
 
 
@@ -118,10 +118,7 @@ class Models:
         for pair in study.pairs:
             references = decoder.open_references(data_bin, parse_pairs(pair)[0], SUBSET)
             self.references[pair] = references
-            counts = references.counts()
-            counts[: references.dictionary.nspecial] = 0
-            enough = min(PIECES, int((counts >= LEAST).sum()))
-            self.pieces[pair] = np.argsort(-counts, kind="stable")[:enough]
+            self.pieces[pair] = decoder.by_frequency(references)[:PIECES]
             files = [Path(file) for file in (references.vocabulary.source_path, references.vocabulary.target_path)]
             files += sorted(data_bin.glob(f"{SUBSET}.{pair}.*"))
             self._digests[pair] = [features.file_digest(file) for file in files]

@@ -58,7 +58,7 @@ def level(interval: Interval, decimals: int | None = None) -> str:
     return f"{text} ± {number(interval.half_width, decimals)}" if interval.is_bounded else text
 
 
-def finding(found: Finding, noise: Interval | None, *, p: float) -> list[str]:
+def finding_cells(found: Finding, noise: Interval | None, *, p: float) -> list[str]:
     """The five cells of a difference: mean, interval over seeds, p, n, the test set's own noise."""
     decimals = decimals_for([found.interval.half_width])
     return [
@@ -80,7 +80,7 @@ def capital(text: str) -> str:
     return text[:1].upper() + text[1:]
 
 
-def plain(value: Any) -> str:
+def setting(value: Any) -> str:
     """A setting's value: text as it is, anything else as JSON writes it."""
     return value if isinstance(value, str) else json.dumps(value, default=str)
 

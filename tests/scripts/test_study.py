@@ -532,6 +532,42 @@ def test_results_of_earlier_settings_are_none_of_the_new_ones(fake, tmp_path, ca
     assert "2 done, 0 running, 0 begun, 0 waiting, 1 failed" in capsys.readouterr().out
 
 
+def test_what_ended_badly_has_failed_and_what_was_stopped_has_not(fake, tmp_path, capsys):
+    job = jobs.Job("a", tmp_path / "a", ("sleep", "60"))
+    process = jobs.Process(job, {}, {})
+    process.ask_to_end()
+    process.stop()
+    assert not jobs.has_failed(jobs.load_record(job))
+    empty = jobs.Job("b", tmp_path / "b", ("true",), makes=("result",))
+    process = jobs.Process(empty, {}, {})
+    process.stop()
+    assert jobs.has_failed(jobs.load_record(empty))  # it ended with status 0 and left nothing
+    assert jobs.load_record(empty)["exit_status"] == 1
+
+
+def test_amp_is_what_the_study_was_begun_with(monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    monkeypatch.setattr(command, "_fast_bf16", lambda: False)
+    plain = parse_study(DIGITS)
+    automatic = parse_study(DIGITS.replace("lr: 0.05", "lr: 0.05\n  amp: auto"))
+    in_cells = parse_study(DIGITS.replace("student: {temperature", "student: {amp: auto, temperature"))
+    assert command.decide_amp(plain, {"amp": True}) is None
+    for study in (automatic, in_cells):
+        assert command.decide_amp(study, {}) is False
+        assert command.decide_amp(study, {"amp": True}) is True
+        assert command.decide_amp(study, {}, on_cluster=True) is True
+
+
+def test_nodes_of_a_cluster_are_not_told_to_train_on_the_cpu(tmp_path, monkeypatch):
+    pytest.importorskip("fairseq")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    study = read_study(CONFIGS / "phrases.yaml")
+    for on_cluster in (False, True):
+        plan = command.make_plan(study, tmp_path, None, amp=None, on_cluster=on_cluster)
+        trains = [one.job.command for one in plan if one.role in ("teacher", "student", "baseline")]
+        assert {"--cpu" in words for words in trains} == {not on_cluster}
+
+
 def test_a_study_that_is_being_run_is_left_alone(fake, tmp_path, capsys):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "study.json").write_text("{}")

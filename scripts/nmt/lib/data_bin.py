@@ -96,8 +96,8 @@ def partial_folder(output: Path, *, keep: bool = False) -> Iterator[Path]:
 
     It is emptied of what an interrupted run left, unless `keep`.
     """
-    if not output.name:
-        raise UserError(f"--output {output} is the folder that you are in; name one that is to be made")
+    if output.name in ("", ".."):  # the folder one is in, or one above it
+        raise UserError(f"--output {output} cannot be made; name a folder that is to be")
     partial = output.with_name(output.name + ".partial")
     try:
         partial.mkdir(parents=True, exist_ok=True)

@@ -27,6 +27,7 @@ from scripts.nmt.lib.progress import Progress
 from scripts.nmt.lib.user_error import UserError
 from vision_reference.machine import choose_device
 
+LEAST = 5  # places that a mean over an entry's places is made of
 _ROWS = 1024  # tokens whose logits over the whole vocabulary are worked on at a time
 
 
@@ -156,18 +157,20 @@ def rows_of_logits(labels: SoftLabels, refusal: str) -> Iterator[tuple[slice, Te
         yield rows, logits
 
 
-def frequent_tokens(references: References, count: int, least: int = 5) -> np.ndarray:
-    """The `count` most frequent entries of the references, most frequent first; fairseq's special symbols are left out.
+def by_frequency(references: References, least: int = LEAST) -> np.ndarray:
+    """Entries that occur at least `least` times in the references, the most frequent first; none of fairseq's special
+    symbols."""
+    counts = references.counts()
+    counts[: references.dictionary.nspecial] = 0
+    return np.argsort(-counts, kind="stable")[: int((counts >= least).sum())]
 
-    Raises UserError where fewer than that occur `least` times.
-    """
-    counts, dictionary = references.counts(), references.dictionary
-    counts[: dictionary.nspecial] = 0
-    found = np.argsort(-counts, kind="stable")[:count]
-    enough = int((counts[found] >= least).sum())
-    if enough < count:
+
+def frequent_tokens(references: References, count: int) -> np.ndarray:
+    """The first `count` entries of `by_frequency`. Raises UserError where there are fewer."""
+    found = by_frequency(references)[:count]
+    if len(found) < count:
         raise UserError(
-            f"{enough} target tokens occur at least {least} times in {references.subset} of {references.pair}, not "
+            f"{len(found)} target tokens occur at least {LEAST} times in {references.subset} of {references.pair}, not "
             f"{count}: ask for fewer with --classes, or take a larger --subset"
         )
     return found

@@ -88,7 +88,7 @@ def _claim_row(claim: Claim) -> Row:
 def _part_row(claim: Claim, part: Part) -> Row:
     return [
         f"({claim.number}) {part.name}",
-        *wording.finding(part.finding, part.noise, p=part.finding.p),
+        *wording.finding_cells(part.finding, part.noise, p=part.finding.p),
         part.finding.reading,
     ]
 

@@ -81,7 +81,7 @@ def sections_of(study: Study) -> list[Section]:
 def comparison_name(comparison: Comparison, all_of_them: Sequence[Comparison]) -> str:
     """What sets one comparison apart from the others: its student, its settings."""
     parts = [comparison.network] if len({other.network for other in all_of_them}) > 1 else []
-    parts += [f"{name} {wording.plain(value)}" for name, value in comparison.settings.items()]
+    parts += [f"{name} {wording.setting(value)}" for name, value in comparison.settings.items()]
     return ", ".join(parts) or comparison.network
 
 

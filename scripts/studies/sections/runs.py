@@ -71,7 +71,9 @@ def _fold(study: Study, run: Run, common: Mapping[str, Any]) -> Fold:
     what.append(f"seed {run.seed}")
     record = run.record
     rows: list[Row] = [[f"{name}", wording.number(value, 3)] for name, value in run.scores.items()]
-    rows += [[f"{name} (setting)", wording.plain(value)] for name, value in run.settings.items() if name not in common]
+    rows += [
+        [f"{name} (setting)", wording.setting(value)] for name, value in run.settings.items() if name not in common
+    ]
     if run.seconds is not None:
         rows.append(["time", wording.duration(run.seconds)])
     for name in ("folder", "host", "commit", "finished"):

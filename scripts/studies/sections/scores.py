@@ -99,7 +99,7 @@ def _all_differences(study: Study, comparison: Comparison, names: Mapping[Kind, 
         if differences:
             judged = statistics.judge(list(differences.values()))
             p = min(judged.p, judged.p_against)
-            rows.append([name, *wording.finding(judged, noise_of(cells, (1, -1)), p=p)])
+            rows.append([name, *wording.finding_cells(judged, noise_of(cells, (1, -1)), p=p)])
     if not rows:
         return []
     unit = "" if study.unit == study.score_name else f", {study.unit}"

@@ -74,3 +74,25 @@ def test_options_reach_slurm(tmp_path, monkeypatch):
     assert parameters["array_parallelism"] == 7
     with pytest.raises(UserError, match="--slurm: "):
         slurm(tmp_path, ["nonsense_option=3"], None)
+
+
+def test_a_job_that_an_earlier_submission_has_finished_is_not_run_again(tmp_path):
+    job = shell("once", f"echo again >> {tmp_path}/runs", tmp_path)
+    assert OnNode()(job, {}) == 0
+    made = jobs.load_record(job)["made"]
+    assert OnNode()(job, {}) == 0
+    assert (tmp_path / "runs").read_text() == "again\n"
+    assert jobs.load_record(job)["made"] == made
+
+
+def test_what_sbatch_refuses_is_one_line(tmp_path, monkeypatch):
+    for name, program in (
+        ("srun", ""),
+        ("sbatch", "echo sbatch: error: invalid partition specified: gpuu >&2; exit 1"),
+    ):
+        (tmp_path / name).write_text(f"#!/bin/sh\n{program}\n")
+        (tmp_path / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
+    cluster = slurm(tmp_path / "submitit", ["partition=gpuu"], 2)
+    with pytest.raises(UserError, match="invalid partition specified: gpuu.*; see --slurm"):
+        cluster.start([(shell("a", "true", tmp_path), {})])
