@@ -300,7 +300,8 @@ def follow_description(args: argparse.Namespace, description: "Description") -> 
         description: of the weights that are to be evaluated.
 
     Returns:
-        Lines to tell the user: what was taken over, and which flags contradict the weights' own.
+        Lines to tell the user: what was taken over, which flags contradict the weights' own, and whether images count
+        that these were trained on.
 
     Raises:
         UserError: the weights' preset is unknown here, or the loader cannot do their interpolation.
@@ -327,6 +328,12 @@ def follow_description(args: argparse.Namespace, description: "Description") -> 
         setattr(args, name, usual[name])
     _check_interpolation(args)
     notes = []
+    left_out = description.args.get("split")
+    if isinstance(left_out, float) and args.split and args.split > left_out:  # a larger part holds the smaller one
+        notes.append(
+            f"note: {description.source} was trained with --split {left_out:g}: of the images that count with --split "
+            f"{args.split:g} it has seen some in training"
+        )
     if taken:
         notes.append(f"note: images are prepared as {description.source} says: {_as_flags(taken)}")
     if against:

@@ -271,3 +271,11 @@ def test_the_average_of_the_weights_has_an_accuracy_of_its_own():
     content = {"model": {}, "description": {"accuracy": {"acc1": 50.0, "ema_acc1": 60.0}}}
     assert from_checkpoint(content, "x.pth").accuracy == 50.0
     assert from_checkpoint(content, "x.pth", ema=True).accuracy == 60.0
+
+
+def test_images_that_were_trained_on_and_count_are_said():
+    description = from_checkpoint({"model": {}, "args": {"split": 0.1}}, "x.pth")
+    for split, is_said in (("0.1", False), ("0.05", False), ("0.5", True)):
+        args = parse_args(["--test-only", "--resume", "x.pth", "--split", split])
+        notes = follow_description(args, description)
+        assert ["x.pth was trained with --split 0.1: of the images" in note for note in notes] == [True] * is_said
