@@ -354,6 +354,8 @@ def config(facts: Mapping) -> str:
 
 
 def _usage(facts: Mapping, target: Path, form: str) -> str:
+    from vision_reference.networks import by_name, cifar_resnets
+
     name, arch, count = target.name, facts["architecture"] or "", len(facts["classes"])
     if form == "onnx":
         return (
@@ -368,6 +370,11 @@ def _usage(facts: Mapping, target: Path, form: str) -> str:
         build = f'timm.create_model("{arch.removeprefix("timm:")}", num_classes={count}, checkpoint_path={name!r})'
         return f"model = {build}.eval()"
     load = f"model.load_state_dict(safetensors.torch.load_file({name!r}))"
+    if arch in cifar_resnets.NAMES or by_name.is_own(arch):  # these stand in no library
+        return (
+            "from vision_reference.networks.by_name import build_model  # in a clone of this project\n"
+            f"model = build_model({arch!r}, {count}).eval()\n{load}"
+        )
     return f'model = torchvision.models.get_model("{arch}", num_classes={count}).eval()\n{load}'
 
 

@@ -12,6 +12,7 @@ calibrated on images (docs/mechanism.md); what the checkpoint says about its tra
 
 import json
 import logging
+import shlex
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -47,10 +48,9 @@ def rule_of_thumb(smoothing: Mapping) -> dict:
 
 def next_command(data_bin: Path, pair: LangPair, checkpoint: str) -> str:
     """The line that distils from this expert."""
-    return (
-        f"DATA={data_bin.resolve().parent} PAIRS={pair} TEACHERS={pair}={checkpoint} TEMPERATURE=1 OUT=student "
-        "bash scripts/nmt/train_student.sh"
-    )
+    places = {"DATA": data_bin.resolve().parent, "PAIRS": pair, "TEACHERS": f"{pair}={checkpoint}"}
+    given = " ".join(f"{name}={shlex.quote(str(value))}" for name, value in places.items())
+    return f"{given} TEMPERATURE=1 OUT=student bash scripts/nmt/train_student.sh"
 
 
 def get_args_parser() -> flags.Parser:

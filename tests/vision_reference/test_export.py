@@ -6,6 +6,7 @@ import sys
 
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 from PIL import Image
 
@@ -83,6 +84,23 @@ def pictures(tmp_path_factory):
         path.parent.mkdir(exist_ok=True)
         Image.fromarray(generator.integers(0, 256, (32, 32, 3), dtype=np.uint8)).save(path)
     return folder
+
+
+def test_the_card_of_a_network_that_stands_in_no_library_names_where_it_stands(tmp_path):
+    torch.manual_seed(0)
+    network = build_model("resnet8", 3)
+    safetensors.torch.save_file(network.state_dict(), tmp_path / "model.safetensors")
+    facts = {"architecture": "resnet8", "classes": ["ant", "bee", "cow"]}
+    found = {}
+    exec(
+        "import safetensors.torch\n"
+        + export._usage(facts, tmp_path / "model.safetensors", "safetensors").replace(
+            "'model.safetensors'", repr(str(tmp_path / "model.safetensors"))
+        ),
+        found,
+    )
+    image = torch.rand(1, 3, 32, 32)
+    torch.testing.assert_close(found["model"](image), network.eval()(image))
 
 
 def run(*words):

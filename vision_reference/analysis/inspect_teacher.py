@@ -10,6 +10,7 @@ kept beside the checkpoint (checkpoint.pth.features/).
 
 import argparse
 import json
+import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -26,6 +27,8 @@ from vision_reference.errors import UserError, run_command
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+    from vision_reference.analysis.subjects import Subject
 
 TEMPERATURES = (1.0, 2.0, 3.0, 64.0)
 TOPS = (1, 5, 10)
@@ -362,13 +365,31 @@ def _confusions(axes, pairs: Sequence[Mapping], many: str) -> None:
     axes.set_xlabel("errors, both ways")
 
 
-def next_command(arch: str, source: str, data: Path, preset: str | None, temperature: float) -> str:
-    """The line of ``train.py`` that distils from this teacher."""
-    shown = f" --preset {preset}" if preset and preset != "imagenet" else ""
-    return (
-        f"python vision_reference/train.py --data-path {data}{shown} --model STUDENT --teacher {arch} "
-        f"--teacher-weights {source} --kd-temperature {temperature:g} --output-dir student"
-    )
+def next_command(subject: "Subject", data: Path, dataset: str, preset: str | None, temperature: float) -> str:
+    """The line of ``train.py`` that distils from this teacher, the student's images prepared as the teacher's.
+
+    Args:
+        data, dataset: as ``--data-path`` and ``--dataset``.
+        preset: of the teacher's images; None: ImageNet's.
+        temperature: of the distillation.
+    """
+    from vision_reference.images.presets import PRESETS
+
+    usual, pixels = PRESETS[preset or "imagenet"], subject.pixels
+    words = ["python", "vision_reference/train.py", "--data-path", str(data)]
+    words += ["--dataset", dataset] if dataset != "imagefolder" else []
+    words += ["--preset", preset] if preset and preset != "imagenet" else []
+    cut = subject.recorded.get("train_crop_size")
+    sizes = {"train_crop_size": cut if isinstance(cut, int) else pixels.crop}
+    sizes |= {"val_resize_size": pixels.resize, "val_crop_size": pixels.crop}
+    for name, side in sizes.items():
+        words += [f"--{name.replace('_', '-')}", str(side)] if side != getattr(usual, name) else []
+    words += ["--interpolation", pixels.interpolation] if pixels.interpolation != "bilinear" else []
+    for name in ("mean", "std"):
+        own = tuple(getattr(pixels, name))
+        words += [f"--{name}", *(f"{value:g}" for value in own)] if own != tuple(getattr(usual, name)) else []
+    words += ["--model", "STUDENT", "--teacher", subject.arch, "--teacher-weights", subject.source]
+    return shlex.join([*words, "--kd-temperature", f"{temperature:g}", "--output-dir", "student"])
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -390,9 +411,8 @@ def main(args: argparse.Namespace) -> None:
     names = subjects.all_names(subject, images)
     labels = subject.numbers[seen.labels]
     result = inspect(seen.logits, labels, names, features=seen.features, recorded=subject.recorded)
-    command = next_command(
-        subject.arch, args.checkpoint, args.data_path, args.preset or subject.preset, result["rule"]["temperature"]
-    )
+    preset, temperature = args.preset or subject.preset, result["rule"]["temperature"]
+    command = next_command(subject, args.data_path, args.dataset, preset, temperature)
     text = sentences(result, f"{args.checkpoint} ({subject.arch})", command)
     record = {"checkpoint": args.checkpoint, "arch": subject.arch, "data": str(args.data_path), **result}
     record |= {"command": command, "text": text}

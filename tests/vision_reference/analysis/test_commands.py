@@ -2,7 +2,10 @@
 
 import csv
 import json
+import shlex
 import shutil
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,6 +13,7 @@ import torch
 from PIL import Image
 
 from vision_reference.analysis import diffusion_index, geometry, inspect_teacher, penultimate, subjects
+from vision_reference.arguments import parse_args
 from vision_reference.errors import UserError
 from vision_reference.images.pipelines import Normalize, evaluation_pipeline
 from vision_reference.images.presets import PRESETS
@@ -249,9 +253,21 @@ def test_a_network_with_constant_features_is_one_line(command, flags, tmp_path, 
     assert "of all classes are the same" in command(inspect_teacher, "--checkpoint", path, *flags, *output, expect=2)
 
 
+def test_the_line_that_distils_shows_the_student_what_the_teacher_sees():
+    pixels = subjects.Pixels(48, 40, "bicubic", (0.1, 0.2, 0.3), PRESETS["digits"].std)
+    recorded = {"train_crop_size": 36}
+    teacher = SimpleNamespace(arch="resnet8", source="my teacher/best.pth", recorded=recorded, pixels=pixels)
+    line = inspect_teacher.next_command(teacher, Path("my data"), "imagefolder", "digits", 1.0)
+    args = parse_args(shlex.split(line.replace("STUDENT", "resnet8"))[2:])
+    assert (args.data_path, args.teacher_weights) == ("my data", "my teacher/best.pth")
+    assert (args.train_crop_size, args.val_resize_size, args.val_crop_size) == (36, 48, 40)
+    assert (args.preset, args.interpolation, args.mean) == ("digits", "bicubic", [0.1, 0.2, 0.3])
+    assert "--std" not in line
+
+
 def test_the_inspection_says_what_the_outputs_are(command, checkpoints, flags, few_digits, tmp_path):
     text = command(inspect_teacher, "--checkpoint", checkpoints["other"], *flags, "--output", tmp_path)
-    lines = [line for line in text.splitlines() if not line.startswith("note:")]
+    lines = [line for line in text.splitlines() if not line.startswith(("note:", "teacher: "))]  # notes and progress
     assert len(lines) == 10
     result = json.loads((tmp_path / "inspection.json").read_text())
     assert result["text"] == lines
