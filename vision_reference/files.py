@@ -130,6 +130,15 @@ def cache_file(kind: str, key: object) -> Path:
     return root / "lskd" / kind / f"{name}.json"
 
 
+def file_digest(path: Path) -> str:
+    """SHA-256 of a file's content, hexadecimal."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
 def seal(content: dict) -> bytes:
     """JSON of ``content`` and the SHA-256 of it, for ``unseal``."""
     digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

@@ -6,8 +6,9 @@ Every DIR gets `train.log` (what the command printed) and `run.json`: the comman
 its attempts together, and whether it finished.
 
 A job is finished when its `run.json` says so, which is written last, after the command ended with status 0; when the
-settings in there are those asked for now; when each job it depends on is finished and is the one it was made from; and
-when the files it makes are present. This module is the only one that decides it (`state_of`).
+settings in there are those asked for now; when each job it depends on is finished and is the one it was made from, and
+each file it reads (`Job.reads`) is as it was then; and when the files it makes are present. This module is the only one
+that decides it (`state_of`).
 
 Settings are the words of the command but for those that shape no result (where data and plugin lie, workers, devices).
 The value of --max-epoch may grow, which lets a finished fairseq-train go on. A DIR of other settings is refused here;
@@ -42,7 +43,7 @@ if not __package__:  # run as a file: the root of the clone takes the place of i
     sys.path[0] = str(Path(__file__).resolve().parents[2])
 
 from vision_reference.errors import Parser, UserError, run_command
-from vision_reference.files import atomic_file
+from vision_reference.files import atomic_file, file_digest
 
 ROOT = Path(__file__).resolve().parents[2]
 REPLACED = "replaced"  # folder beside the jobs' own, for results of other settings
@@ -74,6 +75,7 @@ class Job:
         after: names of the jobs whose results it reads.
         makes: files, relative to `folder`, without which it is not finished.
         cost: about how long it takes, in any unit that all jobs of a run share.
+        reads: files that no job of this run makes; another content makes another result.
         exact_epochs: a result of more epochs (--max-epoch) than the command has is another one, not a finished one.
     """
 
@@ -83,6 +85,7 @@ class Job:
     after: tuple[str, ...] = ()
     makes: tuple[str, ...] = ()
     cost: float = 1.0
+    reads: tuple[str, ...] = ()
     exact_epochs: bool = False
 
     @property
@@ -213,12 +216,20 @@ def state_of(job: Job, inputs: dict[str, str | None], place: Path | None = None)
         return State("changed", why=f"then: {_GROWS} {trained:g}; now: {_GROWS} {epochs:g}")
     if other := [name for name, made in inputs.items() if record.get("inputs", {}).get(name) != made]:
         return State("stale", why=f"{', '.join(other)} {'is' if len(other) == 1 else 'are'} made anew")
+    read = record.get("reads", {})  # not known of earlier versions; what is gone since does not undo a result
+    if other := [name for name, digest in digests(job.reads).items() if read.get(name, digest) != digest]:
+        return State("stale", why=f"{', '.join(other)} {'is' if len(other) == 1 else 'are'} not what it was then")
     # More epochs than last time make a finished run an unfinished one. An unfinished one is judged by this attempt's
     # number, be it smaller: that is what it will have when it is done.
     whole = record["finished"] and epochs <= trained
     if whole and all(((place or job.folder) / name).exists() for name in job.makes):
         return State("finished", made=record.get("made", "before"))
     return State("begun")
+
+
+def digests(files: Iterable[str]) -> dict[str, str]:
+    """{file: SHA-256} of those that are there."""
+    return {file: file_digest(Path(file)) for file in files if Path(file).is_file()}
 
 
 def states(jobs: Iterable[Job]) -> dict[str, State]:
@@ -330,6 +341,7 @@ class Process:
                 "command": list(job.command),
                 "folder": str(job.folder),
                 "inputs": inputs,
+                "reads": digests(job.reads),
                 "finished": False,
                 "seconds": before.get("seconds", 0.0),
                 "cpu_seconds": before.get("cpu_seconds", 0.0),

@@ -17,7 +17,7 @@ from scripts.nmt.lib.lang_pair import parse_pairs
 from scripts.studies.claims import temperatures_of
 from scripts.studies.records import about, drifts, inspected
 from scripts.studies.results import TEACHER, Comparison, Kind, Run, Study
-from vision_reference.files import atomic_file
+from vision_reference.files import atomic_file, file_digest
 
 if TYPE_CHECKING:
     from scripts.nmt.lib.decoder_features import References
@@ -108,7 +108,6 @@ class Models:
     def __init__(self, study: Study, data_bin: Path, *, device: str) -> None:
         """Raises UserError (of the plugin) if the data-bin does not hold the validation set of a pair."""
         from scripts.nmt.lib import decoder_features as decoder
-        from vision_reference.analysis import features
 
         self.study, self.device = study, device
         self.missing: list[str] = []
@@ -121,7 +120,7 @@ class Models:
             self.pieces[pair] = decoder.by_frequency(references)[:PIECES]
             files = [Path(file) for file in (references.vocabulary.source_path, references.vocabulary.target_path)]
             files += sorted(data_bin.glob(f"{SUBSET}.{pair}.*"))
-            self._digests[pair] = [features.file_digest(file) for file in files]
+            self._digests[pair] = [file_digest(file) for file in files]
 
     @property
     def pairs(self) -> list[str]:
@@ -161,7 +160,7 @@ class Models:
         if not checkpoint.is_file():
             self.missing.append(run.job)
             return None
-        key = features.content_key(_FORMAT, features.file_digest(checkpoint), self._digests[pair], more)
+        key = features.content_key(_FORMAT, file_digest(checkpoint), self._digests[pair], more)
         file = checkpoint.with_name(f"{what}.{pair}.json")
         try:
             kept = json.loads(file.read_text(encoding="utf-8"))

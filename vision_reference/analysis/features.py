@@ -118,15 +118,6 @@ def content_key(*facts: object) -> str:
     return hashlib.sha256(json.dumps([_FORMAT, *facts]).encode()).hexdigest()[:32]
 
 
-def file_digest(path: Path) -> str:
-    """SHA-256 of a file's content, hexadecimal."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(1 << 20):
-            digest.update(chunk)
-    return digest.hexdigest()
-
-
 def kept(path: Path) -> Outputs | None:
     """What ``keep`` wrote to ``path``; None where there is nothing, or nothing whole."""
     try:

@@ -12,7 +12,7 @@ from torch import nn
 from vision_reference.analysis import features
 from vision_reference.analysis.features import Outputs
 from vision_reference.errors import UserError
-from vision_reference.files import cache_file
+from vision_reference.files import cache_file, file_digest
 from vision_reference.images.batch import Batch
 from vision_reference.images.cub200 import cub200
 from vision_reference.images.folders import Sample, check_same_classes, image_folder
@@ -149,7 +149,7 @@ def load_subject(
         numbers=numbers,
         preset=None if "preset" in described.assumed else described.preset,
         recorded=dict(described.args),
-        digest=features.file_digest(path) if is_file else source,
+        digest=file_digest(path) if is_file else source,
         folder=path.with_name(path.name + ".features") if is_file else cache_file("features", source).parent,
     )
 

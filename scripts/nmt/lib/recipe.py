@@ -266,6 +266,16 @@ def _teaching(
     return [], ["--teachers", ",".join(f"{pair}={file}" for pair, file in teachers.items())] if teachers else []
 
 
+def _read_by(teaching: list[str]) -> tuple[str, ...]:
+    """Files that tell the teachers of `_teaching` from others: experts' checkpoints, or manifests of their outputs."""
+    if not teaching:
+        return ()
+    places = [item.partition("=")[2] for item in teaching[1].split(",")]
+    if teaching[0] == "--teacher-outputs":
+        return tuple(f"{place}/manifest.json" for place in places)
+    return tuple(file for place in places for file in place.split(":"))
+
+
 def main() -> None:
     role, *more = sys.argv[1:]
     settings, places = _from_environment(role)
@@ -293,6 +303,7 @@ def main() -> None:
             print("note: Tan et al. store the experts' outputs (TEACHER_OUTPUTS); here they run along", file=sys.stderr)
     data_bin, out = Path(places["DATA"], "data-bin"), Path(places["OUT"])
     storing: list[list[str]] = []
+    teaching: list[str] = []
     if role == "experts":
         commands = {out / pair: expert_command(data_bin, pair, out / pair, settings, cpu) for pair in pairs}
     else:
@@ -313,7 +324,8 @@ def main() -> None:
     for command in storing:
         if code := subprocess.run(command).returncode:
             sys.exit(code)
-    todo = [jobs.Job(folder.name, folder, (*command, *more)) for folder, command in commands.items()]
+    reads = _read_by(teaching)
+    todo = [jobs.Job(folder.name, folder, (*command, *more), reads=reads) for folder, command in commands.items()]
     jobs.run_as_command(
         "train_experts.sh" if role == "experts" else "train_student.sh",
         todo,

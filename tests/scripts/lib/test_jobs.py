@@ -154,6 +154,26 @@ def test_a_folder_of_other_settings_is_refused_before_anything_starts(tmp_path):
     assert not (tmp_path / "b").exists()
 
 
+def test_a_file_that_it_reads_belongs_to_the_result(tmp_path):
+    expert = tmp_path / "expert.pt"
+    expert.write_text("first")
+    student = job(tmp_path / "student", f"echo >> {tmp_path}/count", reads=(str(expert),))
+    run(student)
+    assert jobs.states([student])["student"].kind == "finished"
+    expert.write_text("second")
+    with pytest.raises(UserError, match="expert.pt is not what it was then.; choose another folder or remove it"):
+        run(student)
+    run(student, replace=True)
+    assert lines_of(tmp_path / "count") == 2
+    expert.unlink()
+    assert jobs.states([student])["student"].kind == "finished"
+    record = jobs.load_record(student)
+    del record["reads"]  # as earlier versions wrote it
+    jobs.save_record(student, record)
+    expert.write_text("third")
+    assert jobs.states([student])["student"].kind == "finished"
+
+
 def test_a_changed_setting_runs_anew_exactly_what_depends_on_it_and_comes_back_at_once(tmp_path):
     def todo(alpha):
         count = f"echo $(basename $1) >> {tmp_path}/count"
