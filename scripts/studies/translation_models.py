@@ -27,6 +27,7 @@ SUBSET = "valid"
 PIECES = 50  # of the most frequent target pieces
 FEWEST = 3  # of which one can be nearer than another
 MAX_TOKENS = 2048
+INSPECTED = 5000  # tokens of which all logits are looked at: the calibration error to half a point
 _FORMAT = 1  # of what is kept beside a checkpoint; a changed meaning needs a new number
 
 
@@ -146,9 +147,12 @@ class Models:
         from scripts.nmt import inspect_teacher
 
         def compute(checkpoint: Path) -> dict[str, Any]:
-            return inspect_teacher.look(checkpoint, self.references[pair], max_tokens=MAX_TOKENS, device=self.device)
+            references = self.references[pair]
+            return inspect_teacher.look(
+                checkpoint, references, tokens=INSPECTED, max_tokens=MAX_TOKENS, device=self.device
+            )
 
-        return self._kept(run, pair, "inspection", [], compute)
+        return self._kept(run, pair, "inspection", [INSPECTED], compute)
 
     def _kept(
         self, run: Run, pair: str, what: str, more: list, compute: Callable[[Path], dict[str, Any]]
