@@ -98,13 +98,13 @@ count, natural = _number(int, 1), _number(int, 0)
 _positive, _non_negative = _number(float, 0, 1e30, open_low=True), _number(float, 0, 1e30)  # fit into a float32
 _share = _number(float, 0, 1)
 _spread = _number(float, 0, 1, open_low=True)
-_part = _number(float, 0, 0.9, open_low=True)
+share_of_a_class = _number(float, 0, 0.9, open_low=True)
 _side = _number(int, 1, 4096)
 _seed = _number(int, 0, 2**63 - 1)  # what torch's, numpy's and Python's generators take
 temperature = _number(float, 0.01, 1000)
 
 
-def _dataset(text: str) -> str:
+def dataset_name(text: str) -> str:
     """An argparse type: a data set by name, or package.module:function."""
     if text not in ("imagefolder", "cub200") and not re.fullmatch(r"[\w.]+:\w+", text):
         raise argparse.ArgumentTypeError(f"'{text}' is not imagefolder, cub200 or package.module:function")
@@ -500,11 +500,12 @@ def _add_data(group) -> None:
         type=filled_text,
         default="data",
         metavar="DIR",
-        help="folder with train/ and val/, one subfolder of images per class; for cub200 the folder of CUB_200_2011/",
+        help="folder with train/ and val/, one subfolder of images per class; for cub200 the folder of CUB_200_2011/ "
+        "(default: data)",
     )
     group.add_argument(
         "--dataset",
-        type=_dataset,
+        type=dataset_name,
         default="imagefolder",
         metavar="NAME",
         help="imagefolder, cub200, or a function of your own as package.module:function, listing (path, class name) "
@@ -519,7 +520,7 @@ def _add_data(group) -> None:
     )
     group.add_argument(
         "--split",
-        type=_part,
+        type=share_of_a_class,
         metavar="SHARE",
         help="imagefolder without val/: evaluate on this share of each class of train/ (by the files' names), "
         "train on the rest",
@@ -546,7 +547,11 @@ def _add_data(group) -> None:
         "digits (small shifts, never mirrored), cifar10 and cifar100 (small shifts, mirrored) (default: imagenet)",
     )
     group.add_argument(
-        "-j", "--workers", type=natural, default=16, help="loader processes per process, at most its cores"
+        "-j",
+        "--workers",
+        type=natural,
+        default=16,
+        help="loader processes per process, at most its cores (default: 16)",
     )
     group.add_argument("--cache-dataset", action="store_true", help="keep the list of image files between runs")
     group.add_argument("-b", "--batch-size", type=count, default=32, help="images per process and step (default: 32)")

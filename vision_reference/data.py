@@ -19,15 +19,7 @@ from vision_reference.images.cub200 import cub200
 from vision_reference.images.dali_loader import DaliLoader, DaliViewLoader
 from vision_reference.images.dali_views import EvaluationView, StoredView, TrainingView
 from vision_reference.images.decoding import read_image, read_pixels
-from vision_reference.images.folders import (
-    Sample,
-    Samples,
-    check_apart,
-    check_same_classes,
-    image_folder,
-    split_off,
-    unlabelled_images,
-)
+from vision_reference.images.folders import Sample, Samples, check_apart, train_and_val, unlabelled_images
 from vision_reference.images.own_data import own_data
 from vision_reference.images.pipelines import Normalize, evaluation_pipeline, training_pipeline
 from vision_reference.images.presets import Preset, chosen
@@ -293,7 +285,7 @@ def list_samples(source: Source, rank: Rank, *, training: bool = True) -> Data:
     else:
         if root.exists() and not root.is_dir():
             raise UserError(f"--data-path {root} is a file; it must be a folder with train/ and val/")
-        train, val, classes = _train_and_val(root, source.split, training, cache=source.cache)
+        train, val, classes = train_and_val(root, source.split, training, cache=source.cache)
 
     if len(classes) < 2:
         raise UserError(f"--data-path {root} has images of one class ({classes[0]}): there is nothing to tell apart")
@@ -326,27 +318,6 @@ def list_samples(source: Source, rank: Rank, *, training: bool = True) -> Data:
     unlabelled = kept("unlabelled", unlabelled_images(source.unlabelled))
     check_apart(unlabelled, train_samples, val_samples)
     return Data(Samples(chain(train_samples, unlabelled)), val_samples, classes, len(unlabelled))
-
-
-def _train_and_val(
-    root: Path, split: float | None, training: bool, *, cache: bool
-) -> tuple[Sequence[Sample] | None, Sequence[Sample], list[str]]:
-    """Training samples (None where they are not asked for), evaluation samples, classes."""
-    has_val = (root / "val").exists()
-    if split:
-        if has_val:
-            raise UserError(f"--split {split:g} was given, but {root / 'val'} exists; drop --split or move that folder")
-        everything, classes = image_folder(root / "train", cache=cache)
-        rest, part = split_off(everything, classes, split, root / "train")
-        return rest if training else None, part, classes
-    if not has_val and (root / "train").is_dir():
-        raise UserError(f"no folder {root / 'val'}; give --split 0.1 to evaluate on a tenth of each class of train/")
-    val, classes = image_folder(root / "val", cache=cache)
-    if not training:
-        return None, val, classes
-    train, train_classes = image_folder(root / "train", cache=cache)
-    check_same_classes(train_classes, classes)
-    return train, val, classes
 
 
 def _pipeline_and_reader(look: Look) -> tuple[Callable, Callable]:

@@ -32,6 +32,8 @@ _HINTS = {
     errno.EMFILE: "raise the limit on open files (ulimit -n) or lower --workers",
     errno.EACCES: "give a place that you may read and write",
     errno.EROFS: "give a place that can be written",
+    errno.EEXIST: "this is a file where a folder is needed; give another place or move it",
+    errno.ENOTDIR: "a part of this path is a file, not a folder; give another place or move it",
 }
 
 

@@ -168,8 +168,16 @@ def pictures(folder: Path | None, description, classes: list[str]) -> "tuple[np.
     prepare = evaluation_pipeline(
         resize_size=description.val_resize_size, crop_size=side, interpolation=description.interpolation
     )
-    stacked = torch.stack([prepare(read_image(path)) for path in chosen])
-    names = [Path(path).parent.name for path in chosen]
+    prepared, names = [], []
+    for picture in chosen:
+        try:
+            prepared.append(prepare(read_image(picture)))
+            names.append(Path(picture).parent.name)
+        except UserError as error:
+            print(f"note: left out {error.line}", flush=True)
+    if not prepared:
+        raise UserError(f"--images {folder}: none of its pictures can be read")
+    stacked = torch.stack(prepared)
     labels = np.array([classes.index(name) for name in names]) if set(names) <= set(classes) else None
     return Normalize(description.mean, description.std)(stacked).contiguous().numpy(), labels
 

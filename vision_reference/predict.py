@@ -15,7 +15,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -137,7 +137,7 @@ class Predictor:
         classes = description.classes or [str(number) for number in range(heads.class_count(network))]
         if description.classes is None:
             print(f"note: {checkpoint} does not name its classes; numbers stand for them", file=sys.stderr)
-        if described := [name for name in description.assumed if name != "preset"]:
+        if described := [name for name in description.assumed if name not in ("preset", "train_crop_size")]:
             text = f"note: {checkpoint} does not say its {', '.join(described)}; taken as for {description.preset}"
             print(text, file=sys.stderr)
         place = choose_device(device, None)
@@ -179,23 +179,27 @@ class Predictor:
 def list_pictures(inputs: Sequence[str], lines: Iterable[str]) -> Iterator[str]:
     """Paths of the pictures that ``inputs`` name: files as they are, pictures in folders (and theirs), sorted.
 
+    Folders are looked through at once, so that a mistake is told before anything is predicted.
+
     Args:
         lines: paths that ``-`` stands for.
 
     Raises:
         UserError: a folder without pictures.
     """
+    parts: list[Iterable[str]] = []
     for name in inputs:
         if name == "-":
-            yield from (line for line in (line.rstrip("\r\n") for line in lines) if line)
+            parts.append(line for line in (line.rstrip("\r\n") for line in lines) if line)
         elif (folder := Path(name)).is_dir():
             inside = (path for path in folder.rglob("*") if path.suffix.lower() in ENDINGS and path.is_file())
             pictures = sorted(map(str, inside))
             if not pictures:
                 raise UserError(f"{folder} holds no picture ({', '.join(ENDINGS)})")
-            yield from pictures
+            parts.append(pictures)
         else:
-            yield name
+            parts.append([name])
+    return chain.from_iterable(parts)
 
 
 def show(predictions: Iterable[Prediction], form: str, write: Callable[[str], object]) -> int:

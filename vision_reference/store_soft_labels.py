@@ -31,6 +31,7 @@ from vision_reference.analysis.stored_error import error_rows, error_sums, error
 from vision_reference.data import Look, Reading, Source, list_samples, view_loader
 from vision_reference.distillation import Teacher
 from vision_reference.images.batch import Batch, Loader
+from vision_reference.images.decoding import offering_to_skip
 from vision_reference.images.fingerprint import describe_data, pixel_flags, versions
 from vision_reference.images.presets import chosen
 from vision_reference.images.samplers import ViewBatchSampler
@@ -52,6 +53,7 @@ Parts = Sequence[tuple[int, Sequence[int]]]  # see ``ViewBatchSampler``, as the 
 Show = Callable[[Parts, Callable[[int, int], int]], Loader]
 
 
+@offering_to_skip()
 def main(args: argparse.Namespace) -> None:
     """Store, or go on storing, and check."""
     machine = Machine.of(args)

@@ -52,6 +52,7 @@ from vision_reference.data import (
 from vision_reference.distillation import Teacher, Teachers, distillation_loss
 from vision_reference.files import atomic_copy, atomic_file
 from vision_reference.images.batch import Batch, Loader
+from vision_reference.images.decoding import offering_to_skip
 from vision_reference.images.fingerprint import describe_data, pixel_flags
 from vision_reference.images.presets import chosen
 from vision_reference.images.seeds import combine_seeds
@@ -758,6 +759,7 @@ def train_epochs(
         )
 
 
+@offering_to_skip()
 def main(args: argparse.Namespace) -> None:
     """Train, or with ``--test-only`` evaluate."""
     machine = Machine.of(args)

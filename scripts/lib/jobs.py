@@ -11,8 +11,9 @@ each file it reads (`Job.reads`) is as it was then; and when the files it makes 
 that decides it (`state_of`).
 
 Settings are the words of the command but for those that shape no result (where data and plugin lie, workers, devices).
-The value of --max-epoch may grow, which lets a finished fairseq-train go on. A DIR of other settings is refused here;
-studies set it aside, and take it back when the settings return.
+The value of --max-epoch may grow, which lets a finished fairseq-train go on. A DIR of other settings is refused here,
+if there is more in it than the notes of a run that failed at once; studies set it aside, and take it back when the
+settings return.
 """
 
 import argparse
@@ -49,6 +50,7 @@ ROOT = Path(__file__).resolve().parents[2]
 REPLACED = "replaced"  # folder beside the jobs' own, for results of other settings
 _SEPARATOR = "---"
 _POLL_SECONDS = 0.3
+_NOTES = {"run.json", "run.lock", "train.log", "log.txt", "args.json", "environment.json"}
 _SECONDS_TO_END = 20  # between SIGTERM and SIGKILL
 _LAST_LINES = 5
 
@@ -204,6 +206,8 @@ def state_of(job: Job, inputs: dict[str, str | None], place: Path | None = None)
     record = load_record(job, place)
     if record is None:
         return State("new")
+    if not record["finished"] and not _has_results(place or job.folder):
+        return State("begun")  # whatever it was to be
     then, now = settings(record["command"], Path(record.get("folder", job.folder))), job.settings
     if then != now:
         gone, come = (
@@ -225,6 +229,11 @@ def state_of(job: Job, inputs: dict[str, str | None], place: Path | None = None)
     if whole and all(((place or job.folder) / name).exists() for name in job.makes):
         return State("finished", made=record.get("made", "before"))
     return State("begun")
+
+
+def _has_results(folder: Path) -> bool:
+    """Whether a run has left more than notes: one that failed at once binds nobody to its settings."""
+    return any(file.stat().st_size and file.name not in _NOTES for file in folder.rglob("*") if file.is_file())
 
 
 def digests(files: Iterable[str]) -> dict[str, str]:

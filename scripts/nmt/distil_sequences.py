@@ -99,7 +99,8 @@ def parse_monolingual(given: list[str], pairs: tuple[LangPair, ...]) -> dict[Lan
 
 def expert_files(given: str, pairs: tuple[LangPair, ...]) -> dict[LangPair, Path]:
     """`DIR` or `en-de=PATH,en-ru=PATH` -> checkpoint of each pair. Raises UserError where one is missing."""
-    named = dict(item.partition("=")[::2] for item in given.split(",")) if "=" in given else {}
+    pairwise = "=" in given and not Path(given).is_dir()
+    named = dict(item.partition("=")[::2] for item in given.split(",")) if pairwise else {}
     if unknown := sorted(named.keys() - set(map(str, pairs))):
         raise UserError(f"--experts {given}: {unknown[0]} is none of {', '.join(map(str, pairs))}")
     files = {}

@@ -111,6 +111,18 @@ def test_every_format_answers_as_the_original_where_this_project_is_not(checkpoi
     run(checkpoint, "--format", "onnx", "--output", tmp_path / "a.onnx", "--images", pictures)
     assert "the same first class for 100.0 % of 12 images, top-1 " in capsys.readouterr().out
     run(checkpoint, "--format", "onnx", "--int8", "--output", tmp_path / "int8.onnx", "--images", pictures)
+    broken = tmp_path / "some broken"
+    broken.mkdir()
+    for number in range(3):
+        (broken / f"{number}.png").write_bytes(
+            (next(pictures.rglob("*.png"))).read_bytes()[: 50 if number == 1 else None]
+        )
+    capsys.readouterr()
+    run(checkpoint, "--format", "onnx", "--output", tmp_path / "b.onnx", "--images", broken)
+    text = capsys.readouterr().out
+    assert f"note: left out unreadable image {broken / '1.png'}" in text
+    assert "--skip-unreadable" not in text
+    assert "of 2 images" in text
     assert (tmp_path / "int8.onnx").stat().st_size < 0.3 * (tmp_path / "a.onnx").stat().st_size
     run(checkpoint, "--format", "safetensors", "--output", tmp_path / "hub", "--licence", "mit")
     content = bytearray((tmp_path / "hub" / "model.safetensors").read_bytes())

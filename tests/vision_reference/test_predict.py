@@ -157,8 +157,11 @@ def test_a_mistake_in_the_flags_is_one_line(words, line):
         predict.parse_args(["best.pth", *words])
 
 
-def test_a_folder_without_pictures_and_a_file_that_is_no_checkpoint_are_refused(checkpoint, tmp_path, capsys):
+def test_a_folder_without_pictures_and_a_file_that_is_no_checkpoint_are_refused(checkpoint, pictures, tmp_path, capsys):
     with pytest.raises(UserError, match="holds no picture"):
         run(capsys, checkpoint, tmp_path)
+    with pytest.raises(UserError, match="holds no picture"):  # and nothing is printed that would be no JSON
+        run(capsys, checkpoint, pictures / "0.png", tmp_path, "--format", "json")
+    assert capsys.readouterr().out == ""
     with pytest.raises(UserError, match="no checkpoint file"):
         run(capsys, tmp_path / "missing.pth", tmp_path)

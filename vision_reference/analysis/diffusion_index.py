@@ -333,10 +333,10 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--clusters", type=flags.count, metavar="N", help="without --groups: how many to find (default: classes / 5)"
     )
-    parser.add_argument(
-        "--split", choices=("val", "train"), default="val", help="the fixed set of images (default: val)"
-    )
     flags.add_data(parser)
+    parser.add_argument(
+        "--images", choices=("val", "train"), default="val", help="the fixed set of images (default: val)"
+    )
     args = parser.parse_args(argv)
     check_arguments(args)
     if args.groups and args.clusters:
@@ -348,8 +348,9 @@ def main(args: argparse.Namespace) -> None:
     """Collect, compute, write."""
     from vision_reference.analysis import confusions, subjects
 
-    images = subjects.read_images(args.data_path, dataset=args.dataset, train=args.split == "train")
-    samples = images.train if args.split == "train" else images.val
+    train = args.images == "train"
+    images = subjects.read_images(args.data_path, dataset=args.dataset, split=args.split, train=train)
+    samples = images.train if train else images.val
     classes = len(images.classes)
     counts = np.bincount([label for _, label in samples], minlength=classes)
     if counts.min() < 2:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from vision_reference import errors
 from vision_reference.arguments import count as count
-from vision_reference.arguments import device_name, filled_text, natural
+from vision_reference.arguments import dataset_name, device_name, filled_text, natural, share_of_a_class
 from vision_reference.arguments import temperature as temperature
 from vision_reference.images.presets import INTERPOLATIONS, PRESETS
 
@@ -72,7 +72,17 @@ def add_data(parser: argparse.ArgumentParser) -> None:
         help="folder with train/ and val/, one subfolder of images per class; for cub200 the folder of CUB_200_2011/",
     )
     group.add_argument(
-        "--dataset", choices=("imagefolder", "cub200"), default="imagefolder", help="(default: imagefolder)"
+        "--dataset",
+        type=dataset_name,
+        default="imagefolder",
+        metavar="NAME",
+        help="imagefolder, cub200, or package.module:function, as train.py has it (default: imagefolder)",
+    )
+    group.add_argument(
+        "--split",
+        type=share_of_a_class,
+        metavar="SHARE",
+        help="imagefolder without val/: the images that count are this share of each class of train/, as in train.py",
     )
     recorded = "(default: as the checkpoint was trained)"
     group.add_argument("--preset", choices=sorted(PRESETS), help=f"normalization and sizes {recorded}")

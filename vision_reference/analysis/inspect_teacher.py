@@ -365,11 +365,13 @@ def _confusions(axes, pairs: Sequence[Mapping], many: str) -> None:
     axes.set_xlabel("errors, both ways")
 
 
-def next_command(subject: "Subject", data: Path, dataset: str, preset: str | None, temperature: float) -> str:
+def next_command(
+    subject: "Subject", data: Path, dataset: str, preset: str | None, temperature: float, split: float | None = None
+) -> str:
     """The line of ``train.py`` that distils from this teacher, the student's images prepared as the teacher's.
 
     Args:
-        data, dataset: as ``--data-path`` and ``--dataset``.
+        data, dataset, split: as ``--data-path``, ``--dataset`` and ``--split``.
         preset: of the teacher's images; None: ImageNet's.
         temperature: of the distillation.
     """
@@ -378,6 +380,7 @@ def next_command(subject: "Subject", data: Path, dataset: str, preset: str | Non
     usual, pixels = PRESETS[preset or "imagenet"], subject.pixels
     words = ["python", "vision_reference/train.py", "--data-path", str(data)]
     words += ["--dataset", dataset] if dataset != "imagefolder" else []
+    words += ["--split", f"{split:g}"] if split else []
     words += ["--preset", preset] if preset and preset != "imagenet" else []
     cut = subject.recorded.get("train_crop_size")
     sizes = {"train_crop_size": cut if isinstance(cut, int) else pixels.crop}
@@ -405,14 +408,14 @@ def main(args: argparse.Namespace) -> None:
     """Collect, inspect, write."""
     from vision_reference.analysis import drawing, subjects
 
-    images = subjects.read_images(args.data_path, dataset=args.dataset, train=False)
+    images = subjects.read_images(args.data_path, dataset=args.dataset, split=args.split, train=False)
     subject = subjects.load_subject("teacher", args.checkpoint, images, **flags.shown(args))
     seen = subjects.outputs_of(subject, images.val, images, batch_size=args.batch_size, workers=args.workers)
     names = subjects.all_names(subject, images)
     labels = subject.numbers[seen.labels]
     result = inspect(seen.logits, labels, names, features=seen.features, recorded=subject.recorded)
     preset, temperature = args.preset or subject.preset, result["rule"]["temperature"]
-    command = next_command(subject, args.data_path, args.dataset, preset, temperature)
+    command = next_command(subject, args.data_path, args.dataset, preset, temperature, args.split)
     text = sentences(result, f"{args.checkpoint} ({subject.arch})", command)
     record = {"checkpoint": args.checkpoint, "arch": subject.arch, "data": str(args.data_path), **result}
     record |= {"command": command, "text": text}

@@ -226,7 +226,7 @@ def main(args: argparse.Namespace) -> None:
     """Collect, project, draw."""
     from vision_reference.analysis import drawing, features, subjects
 
-    images = subjects.read_images(args.data_path, dataset=args.dataset)
+    images = subjects.read_images(args.data_path, dataset=args.dataset, split=args.split)
     wanted = _classes_asked_for(args.classes, images) if args.classes else []
     found = []
     for name, source in args.checkpoint:

@@ -15,7 +15,8 @@ from vision_reference.errors import UserError
 from vision_reference.files import cache_file, file_digest
 from vision_reference.images.batch import Batch
 from vision_reference.images.cub200 import cub200
-from vision_reference.images.folders import Sample, check_same_classes, image_folder
+from vision_reference.images.folders import Sample, train_and_val
+from vision_reference.images.own_data import own_data
 from vision_reference.images.pipelines import Normalize, evaluation_pipeline
 from vision_reference.images.samplers import EvalBatchSampler
 from vision_reference.images.torch_loader import ImageDataset, TorchvisionLoader
@@ -87,21 +88,28 @@ class Subject:
     folder: Path
 
 
-def read_images(root: Path, *, dataset: str = "imagefolder", train: bool = True) -> Images:
-    """The data set ``dataset`` (imagefolder, cub200) in the folder ``root``.
+def read_images(root: Path, *, dataset: str = "imagefolder", split: float | None = None, train: bool = True) -> Images:
+    """The data set ``dataset`` in the folder ``root``.
+
+    Args:
+        dataset, split: as ``train.py`` has ``--dataset`` and ``--split``.
+        train: False: there need be no training images.
 
     Raises:
         UserError: it is missing or makes no sense.
     """
+    if split and dataset != "imagefolder":
+        raise UserError(f"--split is for --dataset imagefolder; {dataset} has a split of its own")
     if dataset == "cub200":
         data = cub200(root, download=False)
         return Images(root, data.train if train else [], data.test, data.classes, data.classes)
-    val, classes = image_folder(root / "val")
-    training: Sequence[Sample] = []
-    if train:
-        training, train_classes = image_folder(root / "train")
-        check_same_classes(train_classes, classes)
-    return Images(root, training, val, classes, _words(classes))
+    training: Sequence[Sample] | None
+    val: Sequence[Sample]
+    if dataset == "imagefolder":
+        training, val, classes = train_and_val(root, split, train)
+    else:
+        training, val, classes = own_data(dataset, root, training=train)
+    return Images(root, training or [], val, classes, _words(classes))
 
 
 def load_subject(

@@ -17,6 +17,8 @@ import io
 import os
 import stat
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -49,6 +51,19 @@ _HOLE = 32  # zero bytes
 _UNREADABLE = (OSError, EOFError, SyntaxError, ValueError, IndexError, KeyError, OverflowError, zlib.error)
 
 
+class UnreadableImage(UserError):
+    """An image file that cannot be used."""
+
+
+@contextmanager
+def offering_to_skip() -> Iterator[None]:
+    """For commands with ``--skip-unreadable``: whoever is told of a broken image is told of it too."""
+    try:
+        yield
+    except UnreadableImage as error:
+        raise UserError(f"{error.line}, or leave it out by --skip-unreadable") from None
+
+
 @dataclass(frozen=True)
 class _Jpeg:
     """What the segments of a JPEG file say.
@@ -72,7 +87,7 @@ def read_image(path: str, *, check: bool = True) -> Image.Image:
         check: as in ``read_pixels``; here looking for damage costs nothing and is always done.
 
     Raises:
-        UserError: it cannot be read, is of a kind that is not read, or is damaged.
+        UnreadableImage: it cannot be read, is of a kind that is not read, or is damaged.
     """
     try:
         return _decode(_read(path))
@@ -89,7 +104,7 @@ def read_pixels(path: str, *, check: bool = True) -> Tensor:
         check: look for damage in the image data of JPEG files, which takes half as long as decoding them.
 
     Raises:
-        UserError: as ``read_image``.
+        UnreadableImage: as ``read_image``.
     """
     try:
         data = _read(path)
@@ -110,7 +125,7 @@ def read_encoded(path: str, *, check: bool = True) -> tuple[np.ndarray, tuple[in
         check: as in ``read_pixels``.
 
     Raises:
-        UserError: as ``read_image``.
+        UnreadableImage: as ``read_image``.
     """
     try:
         data = _read(path)
@@ -142,11 +157,11 @@ def is_jpeg(data: bytes | bytearray) -> bool:
     return data[:2] == b"\xff\xd8"
 
 
-def _unreadable(path: str, error: Exception) -> UserError:
+def _unreadable(path: str, error: Exception) -> UnreadableImage:
     reason = " ".join(str(error).split()) or type(error).__name__
     if isinstance(error, OSError) and error.strerror:
         reason = error.strerror
-    return UserError(f"unreadable image {path} ({reason}); replace or remove it, or leave it out by --skip-unreadable")
+    return UnreadableImage(f"unreadable image {path} ({reason}); replace or remove it")
 
 
 def _read(path: str) -> bytearray:

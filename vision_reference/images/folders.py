@@ -66,7 +66,7 @@ def image_folder(root: Path, *, cache: bool = False) -> tuple[Samples, list[str]
 
     Args:
         root: the folder.
-        cache: keep the list between runs; it is used as long as no class folder has changed.
+        cache: keep the list between runs; it is used as long as no folder in it has changed.
 
     Raises:
         UserError: the folder is missing or cannot be read, holds no class, a class holds no image, or two classes hold
@@ -81,19 +81,48 @@ def image_folder(root: Path, *, cache: bool = False) -> tuple[Samples, list[str]
             folders = sorted(entry.name for entry in entries if _is_folder(entry))
         if not folders:
             raise UserError(f"{root} holds no class folder; expected {root}/<class>/<image>")
-        # A class folder's time of modification changes whenever a file is added to or removed from it.
-        state = [(name, (root / name).stat().st_mtime_ns) for name in folders]
-        index = cache_file("image_folders", [str(root.resolve()), state])
+        index = cache_file("image_folders", [str(root.resolve()), folders])
         if cache and (listing := _read_listing(index)) is not None:
             return Samples((str(root / path), label) for path, label in listing), folders
-        samples = Samples(_Scan(root).samples(folders))
+        scan = _Scan(root)
+        samples = Samples(scan.samples(folders))
     except OSError as error:
         raise UserError(f"cannot read {error.filename or root} ({error.strerror})") from None
     if cache:
-        text = json.dumps([(os.path.relpath(path, root), label) for path, label in samples])
+        listing = [(os.path.relpath(path, root), label) for path, label in samples]
+        text = json.dumps({"folders": scan.changed, "images": listing})
         index.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(index, text.encode())
     return samples, folders
+
+
+def train_and_val(
+    root: Path, split: float | None, training: bool, *, cache: bool = False
+) -> tuple[Sequence[Sample] | None, Sequence[Sample], list[str]]:
+    """Of a folder in ImageFolder layout: training samples (None if not ``training``), evaluation samples, classes.
+
+    Args:
+        split: the share of train/ that is for evaluation, where there is no val/.
+        cache: see ``image_folder``.
+
+    Raises:
+        UserError: as ``image_folder``; the parts have other classes, or ``split`` does not go with what is there.
+    """
+    has_val = (root / "val").exists()
+    if split:
+        if has_val:
+            raise UserError(f"--split {split:g} was given, but {root / 'val'} exists; drop --split or move that folder")
+        everything, classes = image_folder(root / "train", cache=cache)
+        rest, part = split_off(everything, classes, split, root / "train")
+        return rest if training else None, part, classes
+    if not has_val and (root / "train").is_dir():
+        raise UserError(f"no folder {root / 'val'}; give --split 0.1 to evaluate on a tenth of each class of train/")
+    val, classes = image_folder(root / "val", cache=cache)
+    if not training:
+        return None, val, classes
+    train, train_classes = image_folder(root / "train", cache=cache)
+    check_same_classes(train_classes, classes)
+    return train, val, classes
 
 
 def unlabelled_images(root: Path) -> Samples:
@@ -140,6 +169,7 @@ class _Scan:
         self.root = root
         self.home = os.path.realpath(root)
         self.been: dict[tuple[int, int], str] = {}  # class by (device, inode) of a folder
+        self.changed: dict[str, int] = {}  # time of modification (ns) of each folder, as it was before it was read
 
     def samples(self, classes: Sequence[str]) -> Iterator[Sample]:
         empty = []
@@ -166,6 +196,7 @@ class _Scan:
         waiting, found = [top], []
         while waiting:
             folder = waiting.pop()
+            self.changed[os.path.abspath(folder)] = os.stat(folder).st_mtime_ns
             names = []
             with os.scandir(folder) as entries:
                 for entry in entries:
@@ -224,10 +255,16 @@ def _is_folder(entry: os.DirEntry) -> bool:
 
 
 def _read_listing(index: Path) -> list[tuple[str, int]] | None:
-    """A kept list; None where there is none or it is not as it was written."""
+    """A kept list; None where there is none, it is not as it was written, or one of its folders has changed.
+
+    A folder's time of modification changes whenever a file is added to or removed from it.
+    """
     try:
-        return [(str(path), int(label)) for path, label in json.loads(index.read_bytes())]
-    except (OSError, ValueError, TypeError):
+        kept = json.loads(index.read_bytes())
+        if any(os.stat(folder).st_mtime_ns != then for folder, then in kept["folders"].items()):
+            return None
+        return [(str(path), int(label)) for path, label in kept["images"]]
+    except (OSError, ValueError, TypeError, LookupError, AttributeError):
         return None
 
 

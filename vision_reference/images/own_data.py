@@ -1,6 +1,6 @@
 """Data sets by a function of the user's own: ``--dataset package.module:function``."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from vision_reference.errors import UserError
@@ -23,8 +23,8 @@ def own_data(name: str, root: Path, *, training: bool) -> tuple[Samples | None, 
     """
     function = import_function(name, "--dataset")
     val = _pairs(name, "val", function(root, "val"))
-    train = _pairs(name, "train", function(root, "train")) if training else None
-    classes = sorted({label for _, label in (val if train is None else train)})
+    train = _pairs(name, "train", function(root, "train")) if training else _if_there(name, function, root)
+    classes = sorted({label for _, label in train or val})
     if unknown := sorted({label for _, label in val} - set(classes)):
         raise UserError(f"--dataset {name}: class '{unknown[0]}' has validation images and no training images")
     numbers = {label: number for number, label in enumerate(classes)}
@@ -32,7 +32,19 @@ def own_data(name: str, root: Path, *, training: bool) -> tuple[Samples | None, 
     def numbered(pairs: list[tuple[str, str]]) -> Samples:
         return Samples((path, numbers[label]) for path, label in pairs)
 
-    return None if train is None else numbered(train), numbered(val), classes
+    return numbered(train) if training else None, numbered(val), classes
+
+
+def _if_there(name: str, function: Callable, root: Path) -> list[tuple[str, str]]:
+    """What is listed for training: evaluation needs its classes, of which not each need have validation images.
+
+    Nothing where a machine that only evaluates has no training images.
+    """
+    try:
+        listed = list(function(root, "train"))
+    except OSError:
+        return []
+    return _pairs(name, "train", listed) if listed else []
 
 
 def _pairs(name: str, split: str, listed: Iterable) -> list[tuple[str, str]]:

@@ -8,6 +8,7 @@ import json
 import os
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from itertools import compress
 from pathlib import Path
 
 from vision_reference.errors import UserError
@@ -17,14 +18,17 @@ from vision_reference.images.folders import Sample, Samples
 from vision_reference.machine import Rank, from_main, gather_objects
 from vision_reference.progress import progress
 
+_State = tuple[int, int]  # size and time of change (ns) of a file
+_UNSEEN = (-1, -1)
+
 
 def readable_samples(
     samples: Sequence[Sample], *, threads: int, rank: Rank | None = None, show_progress: bool = False
 ) -> Samples:
     """``samples`` without those whose file cannot be read or decoded, in the same order.
 
-    A list of files is decoded in full once; later calls look only at those that were broken. A folder that has changed
-    since counts as another list. Every process must call it; each decodes its share.
+    A file is decoded in full once; later calls look at those again that were broken, or whose size or time of change
+    is another. Every process must call it; each decodes its share.
 
     Args:
         samples: (path, label) pairs.
@@ -33,10 +37,11 @@ def readable_samples(
     """
     rank = rank or Rank()
     paths = [path for path, _ in samples]
-    known = _known_file(paths)
-    suspects = from_main(_read_known(known))  # of the main process: on another machine another run may have left more
-    share = (paths if suspects is None else suspects)[rank.rank :: rank.world_size]
+    known = cache_file("unreadable", paths)
     with ThreadPoolExecutor(max(1, threads)) as pool:
+        states = list(pool.map(_state, paths)) if rank.is_main else []
+        # of the main process: elsewhere another run may have left more, and one look at a million files is enough
+        share = from_main(_suspects(paths, states, known) if rank.is_main else paths)[rank.rank :: rank.world_size]
         verdicts: Iterable[bool] = pool.map(is_readable, share)
         if show_progress:
             verdicts = progress(verdicts, "checking images", total=len(share), unit="file")
@@ -44,28 +49,34 @@ def readable_samples(
     unwanted = {path for part in gather_objects(broken) for path in part}
     if rank.is_main:
         known.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(known, json.dumps(sorted(unwanted)).encode())
+        good = [None if path in unwanted else state for path, state in zip(paths, states, strict=True)]
+        write_atomically(known, json.dumps(good).encode())
     return Samples(sample for sample in samples if sample[0] not in unwanted)
 
 
-def _known_file(paths: list[str]) -> Path:
-    """Where it is kept which of ``paths`` are broken.
+def _suspects(paths: list[str], states: list[_State], known: Path) -> list[str]:
+    """Those of ``paths`` that are not known to be good as they are."""
+    before = _read_known(known)
+    if len(before) != len(states):
+        return paths
+    return list(compress(paths, (old != new for old, new in zip(before, states, strict=True))))
 
-    Raises:
-        UserError: a folder of theirs is gone or cannot be read.
-    """
-    folders = sorted({os.path.dirname(path) for path in paths})
+
+def _state(path: str) -> _State:
     try:
-        return cache_file("unreadable", [paths, [os.stat(folder).st_mtime_ns for folder in folders]])
-    except OSError as error:
-        raise UserError(f"cannot read {error.filename} ({error.strerror})") from None
+        status = os.stat(path)
+    except OSError:
+        return _UNSEEN
+    # Of both times the later: a copy can keep the time of modification, nothing keeps that of the change.
+    return status.st_size, max(status.st_mtime_ns, status.st_ctime_ns)
 
 
-def _read_known(known: Path) -> list[str] | None:
+def _read_known(known: Path) -> list[_State | None]:
+    """The state in which each file was found good, None for those that were not; nothing where nothing is known."""
     try:
-        return [str(path) for path in json.loads(known.read_bytes())]
-    except (OSError, ValueError, TypeError):
-        return None
+        return [None if state is None else (int(state[0]), int(state[1])) for state in json.loads(known.read_bytes())]
+    except (OSError, ValueError, TypeError, LookupError):
+        return []
 
 
 def is_readable(path: str) -> bool:

@@ -44,6 +44,23 @@ def lines_of(file: Path) -> int:
     return len(file.read_text().splitlines()) if file.exists() else 0
 
 
+def test_a_run_that_failed_at_once_binds_nobody_to_its_settings(tmp_path):
+    failing = Job("a", tmp_path / "a", ("bash", "-c", "exit 3", "run", "--lr", "0.1"))
+    assert [failure.job.name for failure in run(failing)] == ["a"]
+    assert run(Job("a", tmp_path / "a", ("bash", "-c", "exit 0", "run", "--lr", "0.2"))) == []
+    assert record(tmp_path / "a")["command"][-1] == "0.2"
+
+
+def test_a_run_that_failed_with_results_keeps_its_settings(tmp_path):
+    failing = Job(
+        "a", tmp_path / "a", ("bash", "-c", f"echo x > {tmp_path}/a/checkpoint.pth; exit 3", "run", "--lr", "0.1")
+    )
+    assert len(run(failing)) == 1
+    with pytest.raises(UserError, match="was made with other settings"):
+        run(Job("a", tmp_path / "a", (*failing.command[:-1], "0.2")))
+    assert (tmp_path / "a" / "checkpoint.pth").exists()
+
+
 def test_jobs_end_with_their_log_times_and_command_recorded(tmp_path, capsys):
     program = EPOCH + "echo said; echo complained >&2"
     assert run(job(tmp_path / "a", program), job(tmp_path / "b", program)) == []

@@ -4,6 +4,8 @@ import csv
 import json
 import shlex
 import shutil
+import sys
+import types
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -14,9 +16,11 @@ from PIL import Image
 
 from vision_reference.analysis import diffusion_index, geometry, inspect_teacher, penultimate, subjects
 from vision_reference.arguments import parse_args
+from vision_reference.data import Source, list_samples
 from vision_reference.errors import UserError
 from vision_reference.images.pipelines import Normalize, evaluation_pipeline
 from vision_reference.images.presets import PRESETS
+from vision_reference.machine import Rank
 from vision_reference.networks.by_name import load_network
 
 
@@ -257,12 +261,32 @@ def test_the_line_that_distils_shows_the_student_what_the_teacher_sees():
     pixels = subjects.Pixels(48, 40, "bicubic", (0.1, 0.2, 0.3), PRESETS["digits"].std)
     recorded = {"train_crop_size": 36}
     teacher = SimpleNamespace(arch="resnet8", source="my teacher/best.pth", recorded=recorded, pixels=pixels)
-    line = inspect_teacher.next_command(teacher, Path("my data"), "imagefolder", "digits", 1.0)
+    line = inspect_teacher.next_command(teacher, Path("my data"), "imagefolder", "digits", 1.0, 0.1)
     args = parse_args(shlex.split(line.replace("STUDENT", "resnet8"))[2:])
     assert (args.data_path, args.teacher_weights) == ("my data", "my teacher/best.pth")
+    assert args.split == 0.1
     assert (args.train_crop_size, args.val_resize_size, args.val_crop_size) == (36, 48, 40)
     assert (args.preset, args.interpolation, args.mean) == ("digits", "bicubic", [0.1, 0.2, 0.3])
     assert "--std" not in line
+
+
+def test_images_are_found_as_train_py_finds_them(few_digits, tmp_path, monkeypatch):
+    (tmp_path / "train").symlink_to(few_digits / "train")
+    with pytest.raises(UserError, match="no folder .*val; give --split 0.1"):
+        subjects.read_images(tmp_path)
+    images = subjects.read_images(tmp_path, split=0.25)
+    source = Source.of(parse_args(["--data-path", str(tmp_path), "--split", "0.25"]))
+    data = list_samples(source, Rank())
+    assert (list(images.train), list(images.val), images.classes) == (list(data.train), list(data.val), data.classes)
+    assert list(subjects.read_images(tmp_path, split=0.25, train=False).val) == list(data.val)
+
+    mine = types.ModuleType("mine")
+    mine.pictures = lambda root, split: [(str(path), path.parent.name) for path in (root / split).glob("*/*.png")]
+    monkeypatch.setitem(sys.modules, "mine", mine)
+    own, usual = subjects.read_images(few_digits, dataset="mine:pictures"), subjects.read_images(few_digits)
+    assert (sorted(own.val), sorted(own.train), own.classes) == (sorted(usual.val), sorted(usual.train), usual.classes)
+    with pytest.raises(UserError, match="--split is for --dataset imagefolder"):
+        subjects.read_images(few_digits, dataset="mine:pictures", split=0.1)
 
 
 def test_the_inspection_says_what_the_outputs_are(command, checkpoints, flags, few_digits, tmp_path):

@@ -117,6 +117,13 @@ def test_unreadable_files_are_left_out_counted_and_listed_and_repaired_ones_come
     assert list(kept) == [samples[number] for number in (0, 1, 2, 3, 5)]
     assert sorted(looked) == [samples[2][0], samples[4][0]]  # the good ones are known to be good
 
+    with open(images / "1.jpg", "r+b") as file:  # damaged in place: same name, same size, same folder
+        file.write(b"\0" * 100)
+    looked.clear()
+    kept = readable.readable_samples(samples, threads=2)
+    assert list(kept) == [samples[number] for number in (0, 2, 3, 5)]
+    assert sorted(looked) == [samples[1][0], samples[4][0]]
+
 
 def test_processes_share_the_decoding_and_agree(tmp_path, monkeypatch):
     samples = []
@@ -130,6 +137,7 @@ def test_processes_share_the_decoding_and_agree(tmp_path, monkeypatch):
     monkeypatch.setattr(readable, "is_readable", lambda path: looked.append(path) or check(path))
     for rank in range(2):  # one after the other: what each finds in its own share
         monkeypatch.setattr(readable, "gather_objects", lambda own, rank=rank: [found.setdefault(rank, own)])
+        monkeypatch.setattr(readable, "from_main", lambda _: [path for path, _ in samples])
         readable.readable_samples(samples, threads=1, rank=Rank(rank, 2))
         shutil.rmtree(os.environ["XDG_CACHE_HOME"], ignore_errors=True)
     assert sorted(looked) == [path for path, _ in samples]  # each file by one of them

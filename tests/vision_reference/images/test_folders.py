@@ -134,6 +134,11 @@ def test_a_cached_listing_is_used_until_a_class_folder_changes(folder, tmp_path,
     time.sleep(0.01)
     Image.new("RGB", (8, 8)).save(folder / "dog" / "new.png")
     assert len(image_folder(folder, cache=True)[0]) == 7
+    (folder / "dog" / "deep").mkdir()
+    assert len(image_folder(folder, cache=True)[0]) == 7
+    time.sleep(0.01)
+    Image.new("RGB", (8, 8)).save(folder / "dog" / "deep" / "new.png")  # which leaves the class folder as it was
+    assert len(image_folder(folder, cache=True)[0]) == 8
 
 
 def names_of(folder):

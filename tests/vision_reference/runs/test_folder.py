@@ -25,8 +25,10 @@ def names_in(folder):
 @pytest.mark.parametrize("found", OLD)
 def test_results_of_another_run_are_not_replaced_unasked(found, tmp_path):
     fill(tmp_path / "run", [found, "thesis.txt"])
+    goes_on = found in ("checkpoint.pth", "within_epoch.pth")
+    way = "--resume auto" if goes_on else f"--resume {tmp_path}/run/{found}" if found.endswith(".pth") else ""
     with (
-        pytest.raises(UserError, match=f"{found}.*--resume auto.*--overwrite"),
+        pytest.raises(UserError, match=f"{found}.*{way}.*--overwrite"),
         open_run_folder(tmp_path / "run", "", overwrite=False),
     ):
         pass
@@ -65,7 +67,8 @@ def test_auto_goes_on_from_a_first_record_but_not_over_weights_without_a_checkpo
     with open_run_folder(tmp_path / "stopped", "auto", overwrite=False):
         pass
     fill(tmp_path / "odd", ["best.pth", "metrics.jsonl"])
-    with pytest.raises(UserError, match=r"best\.pth"), open_run_folder(tmp_path / "odd", "auto", overwrite=False):
+    advice = rf"no checkpoint\.pth to go on from by itself: go on from a file \(--resume {tmp_path}/odd/best\.pth\)"
+    with pytest.raises(UserError, match=advice), open_run_folder(tmp_path / "odd", "auto", overwrite=False):
         pass
 
 
