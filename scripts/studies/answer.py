@@ -19,8 +19,37 @@ from scripts.studies.statistics import (
     Interval,
 )
 
-STILL_RISING = 0.5  # points of accuracy (or BLEU) gained in the last fifth of training: more is not called flat
-TAIL = 0.2
+TAIL = 0.2  # of the epochs, on which it is judged whether training had come to rest
+
+
+@dataclass(frozen=True)
+class Followed:
+    """What is measured on the validation data after each epoch of a run.
+
+    Attributes:
+        key: in the entries of ``Run.curve``.
+        name, unit: of the measure, and of a difference.
+        better: +1 where more is better, -1 where less is.
+        flat: a smaller gain than this over the last fifth of training is called flat.
+        decimals: in text.
+    """
+
+    key: str
+    name: str
+    unit: str
+    better: int
+    flat: float
+    decimals: int
+
+
+OF_IMAGES = Followed("acc1", "top-1 accuracy", "points", better=1, flat=0.5, decimals=1)
+# BLEU takes a translation of the whole set. 0.02 bits are 1.4 % of perplexity.
+OF_TRANSLATION = Followed("val_nll", "negative log-likelihood", "bits per word piece", better=-1, flat=0.02, decimals=2)
+
+
+def followed(study: Study) -> Followed:
+    """What the training curves of a study show."""
+    return OF_TRANSLATION if study.is_translation else OF_IMAGES
 
 
 @dataclass(frozen=True)
@@ -203,24 +232,24 @@ def _caveat(study: Study, comparison: Comparison) -> list[str]:
         parts.append(
             "all seeds share one teacher of each kind, so this is about these teachers and not about smoothing"
         )
-    rise = final_rise([run for run in comparison.runs if run.role == STUDENT])
-    if rise is not None and rise.mean > STILL_RISING:
+    measure = followed(study)
+    gain = final_gain([run for run in comparison.runs if run.role == STUDENT], measure)
+    if gain is not None and gain.mean > measure.flat:
+        amount = f"{wording.number(gain.mean, measure.decimals)} {measure.unit}"
         parts.append(
-            f"students still gained {wording.number(rise.mean, 1)} {study.unit} in the last fifth of their training, "
-            "so longer training may change the order"
+            f"students still gained {amount} in the last fifth of their training, so longer training may change the "
+            "order"
         )
     if not parts:
         return []
     return [f"{_capital('; '.join(parts))}."]
 
 
-def score_curve(run: Run) -> tuple[np.ndarray, np.ndarray]:
-    """Epochs and validation scores of a run, those that are finite."""
+def score_curve(run: Run, measure: Followed) -> tuple[np.ndarray, np.ndarray]:
+    """Epochs of a run and what was measured after them, where that is finite."""
     points = []
     for index, entry in enumerate(run.curve):
-        score = next((entry[name] for name in ("val_acc1", "acc1", "val_bleu", "bleu") if name in entry), None)
-        if isinstance(score, dict):
-            score = sum(score.values()) / len(score) if score else None
+        score = entry.get(measure.key)
         if isinstance(score, (int, float)) and np.isfinite(score):
             points.append((float(entry.get("epoch", index)), float(score)))
     epochs, scores = zip(*points, strict=True) if points else ((), ())
@@ -228,7 +257,7 @@ def score_curve(run: Run) -> tuple[np.ndarray, np.ndarray]:
 
 
 def rise_at_end(epochs: np.ndarray, scores: np.ndarray) -> float | None:
-    """Points gained over the last fifth of training: the slope of a straight line through it, times its length.
+    """What was gained over the last fifth of training: the slope of a straight line through it, times its length.
 
     None where the last fifth has fewer than two epochs.
     """
@@ -240,7 +269,7 @@ def rise_at_end(epochs: np.ndarray, scores: np.ndarray) -> float | None:
     return float(slope * (epochs[-1] - epochs[-1 - count]))
 
 
-def final_rise(runs: Sequence[Run]) -> Interval | None:
-    """Mean over runs of what the last fifth of training brought."""
-    rises = [rise for run in runs if (rise := rise_at_end(*score_curve(run))) is not None]
-    return statistics.mean_interval(rises) if rises else None
+def final_gain(runs: Sequence[Run], measure: Followed) -> Interval | None:
+    """Mean over runs of what the last fifth of training brought; above 0 where it made them better."""
+    rises = [rise for run in runs if (rise := rise_at_end(*score_curve(run, measure))) is not None]
+    return statistics.mean_interval([measure.better * rise for rise in rises]) if rises else None

@@ -614,8 +614,14 @@ class Curve:
     dash: str | tuple[int, tuple[float, ...]] = "-"
 
 
-def curves(panels: Mapping[str, Sequence[Curve]], y_label: str, key: Mapping[str, Curve]) -> Callable[[bool], Figure]:
-    """Training curves as small multiples on the same axes: one panel a cell, one line a run; ``key`` names lines."""
+def curves(
+    panels: Mapping[str, Sequence[Curve]], y_label: str, key: Mapping[str, Curve], *, fall: bool = False
+) -> Callable[[bool], Figure]:
+    """Training curves as small multiples on the same axes: one panel a cell, one line a run; ``key`` names lines.
+
+    Args:
+        fall: the curves fall while training goes well, as losses do.
+    """
 
     def draw(narrow: bool) -> Figure:
         columns = _columns(len(panels), 2 if narrow else 4)
@@ -625,9 +631,9 @@ def curves(panels: Mapping[str, Sequence[Curve]], y_label: str, key: Mapping[str
         _key(figure, key, narrow)
         runs = [curve for group in panels.values() for curve in group]
         longest = max(curve.epochs.max() for curve in runs)
-        # The first epochs of a training say little: the range starts where nine tenths of all points lie above.
+        # The first epochs of a training say little: the range leaves out the worst tenth of all points.
         scores = np.concatenate([curve.scores for curve in runs])
-        low, high = np.quantile(scores, 0.1), scores.max()
+        low, high = (scores.min(), np.quantile(scores, 0.9)) if fall else (np.quantile(scores, 0.1), scores.max())
         for index, (axes, (title, group)) in enumerate(zip(grid, panels.items(), strict=True)):
             for curve in group:
                 colour = curve.look.colour if curve.look else INK

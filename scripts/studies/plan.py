@@ -3,6 +3,7 @@
 Each job's folder is ``runs/<name>`` below the study's own; its name says role, alpha, T, what else varies, and seed.
 """
 
+import contextlib
 import json
 import sys
 from collections.abc import Iterable, Mapping
@@ -20,6 +21,11 @@ DATA, STORE, SEQUENCES, EVALUATION, COMPARISON = "data", "store", "sequences", "
 _TRAINED = (TEACHER, STUDENT, BASELINE)
 _AXES = ("network", "alpha", "max-suppression", "temperature")  # with fields of their own in the results
 _KINDS = ("alpha", "max-suppression")  # those of them that make a kind of teacher
+# Of the lines that fairseq logs after each epoch, and how a curve calls them.
+_FAIRSEQ_LOG = {
+    "train": {"train_lr": "lr", "train_loss": "train_loss", "train_wps": "words_per_second"},
+    "valid": {"valid_nll_loss": "val_nll"},
+}
 PYTHON = sys.executable
 
 
@@ -592,7 +598,7 @@ def results(plan: Iterable[Planned], output: Path) -> list[dict]:
             scored = scores[planned.job.name]
             if scored.job.name not in done:
                 continue
-            measured = _translation_metrics(scored)
+            measured = _translation_metrics(scored) | {"curve": _translation_curve(planned.job.log_file)}
         else:
             measured = _image_metrics(planned, output)
         lines.append(
@@ -654,8 +660,28 @@ def _translation_metrics(scored: Planned) -> dict[str, Any]:
         },
         "outcomes": None,
         "evaluation": str(Path("runs") / scored.job.folder.name / "bleu.json"),
-        "curve": [],
     }
+
+
+def _translation_curve(log: Path) -> list[dict[str, float]]:
+    """What fairseq's log (--log-format json) says of each epoch; of one that a stopped run repeated, the last time.
+
+    `val_nll` is the negative log-likelihood of the validation targets in bits per word piece, without smoothing and
+    distillation, so it compares across all of a study.
+    """
+    epochs: dict[int, dict[str, float]] = {}
+    try:
+        lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
+    except FileNotFoundError:
+        return []
+    for line in lines:
+        for part, names in _FAIRSEQ_LOG.items():
+            if f" | {part} | {{" in line:
+                with contextlib.suppress(ValueError, KeyError, TypeError):
+                    told = json.loads(line[line.index("{") :])
+                    values = {new: float(told[old]) for old, new in names.items() if old in told}
+                    epochs.setdefault(int(told["epoch"]) - 1, {}).update(values)
+    return [{"epoch": epoch, **values} for epoch, values in sorted(epochs.items())]
 
 
 def _on_top(common: Settings, axes: Settings) -> list[Settings]:

@@ -304,6 +304,28 @@ def test_results_are_the_last_epochs_with_all_that_a_report_needs(tmp_path):
     assert planning.results(plan, tmp_path)
 
 
+def test_the_curve_of_a_translation_is_what_fairseq_logged_of_each_epoch_last(tmp_path):
+    def line(part, **told):
+        return f"2026-11-30 21:00:00 | INFO | {part} | {json.dumps(told)}\n"
+
+    log = tmp_path / "train.log"
+    assert planning._translation_curve(log) == []
+    log.write_text(
+        "2026-11-30 21:00:00 | INFO | fairseq_cli.train | begin\n"
+        + line("train_inner", epoch=1, update=0.5, loss="9.1")
+        + line("valid", epoch=1, valid_loss="9.0", valid_nll_loss="8.5", valid_ppl="362")
+        + line("train", epoch=1, train_loss="9.5", train_wps="1200.5", train_lr="0.0001", train_nll_loss="9")
+        + line("valid", epoch=2, valid_loss="8.0", valid_nll_loss="7.5")
+        + "2026-11-30 21:00:00 | INFO | valid | {broken\n"  # as where a run is killed
+        + line("valid", epoch=2, valid_loss="8.0", valid_nll_loss="7.25")
+        + line("train", epoch=2, train_loss="8.5", train_wps="1300", train_lr="0.0002")
+    )
+    assert planning._translation_curve(log) == [
+        {"epoch": 0, "val_nll": 8.5, "lr": 0.0001, "train_loss": 9.5, "words_per_second": 1200.5},
+        {"epoch": 1, "val_nll": 7.25, "lr": 0.0002, "train_loss": 8.5, "words_per_second": 1300.0},
+    ]
+
+
 def cells_of(text, tmp_path):
     """The page's comparisons of a plan whose jobs have all finished."""
     plan = planned(text, tmp_path)

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from scripts.studies import figures, wording
-from scripts.studies.answer import STILL_RISING, final_rise, score_curve
+from scripts.studies.answer import final_gain, followed, score_curve
 from scripts.studies.claims import labels_name
 from scripts.studies.content import Block, Picture, Row, Section, Table, Text
 from scripts.studies.figures import Curve, Drawing, Look
@@ -18,18 +18,19 @@ from scripts.studies.wording import DASH
 def curves_section(study: Study, comparison: Comparison, suffix: str) -> Section:
     look = figures.looks(comparison.kinds, comparison.smoothed)
     names = short_names(comparison.kinds)
+    measure = followed(study)
     panels: dict[str, list[Curve]] = {}
     key: dict[str, Curve] = {}
 
     def add(title: str, name: str, runs: Iterable[Run], of: Look | None, dash: Any = "-") -> None:
         for run in runs:
-            epochs, scores = score_curve(run)
+            epochs, scores = score_curve(run, measure)
             if len(epochs) > 1:
                 curve = key.setdefault(name, Curve(of, epochs, scores, dash))
                 panels.setdefault(title, []).append(replace(curve, epochs=epochs, scores=scores))
 
     for kind in comparison.kinds:
-        add("teachers", names[kind], comparison.teachers.get(kind, {}).values(), look[kind])
+        add("teachers", names[kind], (run for run in comparison.teacher_runs if run.kind == kind), look[kind])
     for kind in sorted(comparison.baselines, key=kind_order):
         dash = "-" if kind.is_plain else figures.DOTTED
         add("labels alone", labels_name(kind), comparison.baselines[kind].values(), None, dash)
@@ -40,34 +41,36 @@ def curves_section(study: Study, comparison: Comparison, suffix: str) -> Section
     if not panels:
         return Section("curves", title, [Text("No run has kept a validation score for each epoch.")])
     said = _flatness(study, comparison)
-    unit = "" if study.is_translation else ", %"
+    unit = f" ({measure.unit})" if study.is_translation else ""
+    outside = "below" if measure.better > 0 else "above"
     caption = (
-        f"{wording.capital(study.score_name)} on the validation data after each epoch, one line a run; "
-        "the first epochs lie below the picture."
+        f"{wording.capital(measure.name)}{unit} on the validation data after each epoch, one line a run; "
+        f"the first epochs lie {outside} the picture."
     )
     alt = f"Training curves of {', '.join(panels)}. {said}"
-    draw = figures.curves(panels, f"{study.score_name}{unit}", key)
+    y_label = measure.unit if study.is_translation else f"{measure.name}, %"  # on phones there is no room for both
+    draw = figures.curves(panels, y_label, key, fall=measure.better < 0)
     return Section("curves", title, [Text(said), Picture(Drawing(f"curves{suffix}", draw), caption, alt)])
 
 
 def _flatness(study: Study, comparison: Comparison) -> str:
     """Whether training had come to rest, by what its last fifth brought."""
     groups = {
-        "teachers": [run for cell in comparison.teachers.values() for run in cell.values()],
+        "teachers": comparison.teacher_runs,
         "students on labels alone": [run for cell in comparison.baselines.values() for run in cell.values()],
         "distilled students": [run for cell in comparison.students.values() for run in cell.values()],
     }
-    said = []
+    measure, said = followed(study), []
     for name, runs in groups.items():
-        rise = final_rise(runs)
-        if rise is not None:
-            state = "still rising" if rise.mean > STILL_RISING else "falling" if rise.mean < -STILL_RISING else "flat"
-            said.append(f"{name} {wording.difference(rise, 1)} {study.unit} ({state})")
+        gain = final_gain(runs, measure)
+        if gain is not None:
+            state = "still gaining" if gain.mean > measure.flat else "losing" if gain.mean < -measure.flat else "flat"
+            said.append(f"{name} {wording.difference(gain, measure.decimals)} {measure.unit} ({state})")
     if not said:
         return "Too few epochs to say whether training had come to rest."
     return (
-        f"In the last fifth of training, by a straight line through it: {'; '.join(said)}. "
-        f"Flat: less than {STILL_RISING:g} {study.unit} either way. Intervals are over runs."
+        f"Gained in the last fifth of training, by a straight line through it: {'; '.join(said)}. "
+        f"Flat: less than {measure.flat:g} {measure.unit} either way. Intervals are over runs."
     )
 
 
