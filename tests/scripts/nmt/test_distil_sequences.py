@@ -173,6 +173,9 @@ def test_experts_are_a_folder_or_one_checkpoint_for_each_pair(tmp_path):
         (tmp_path / place).touch()
     folder = distil_sequences.expert_files(str(tmp_path / "experts"), (german,))
     assert folder == {german: tmp_path / "experts" / "en-de" / "checkpoint_best.pt"}
+    (tmp_path / "experts").rename(tmp_path / "alpha=0.1")  # a folder, whatever its name has
+    folder = distil_sequences.expert_files(str(tmp_path / "alpha=0.1"), (german,))
+    assert folder == {german: tmp_path / "alpha=0.1" / "en-de" / "checkpoint_best.pt"}
     named = f"en-de={tmp_path}/mine.pt"
     assert distil_sequences.expert_files(named, (german,)) == {german: tmp_path / "mine.pt"}
     with pytest.raises(UserError, match="no expert of en-ru; train it with train_experts.sh"):
