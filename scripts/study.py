@@ -7,7 +7,8 @@
 
 A configuration is a small YAML file; scripts/studies/configs holds some to start from, and their names alone will do
 ("digits"). `run` may be stopped and started again at any time: finished jobs are skipped, begun ones go on, failed ones
-are tried again, and what a changed setting touches is made anew (what it replaces is kept in runs/replaced/).
+are tried again, and what a changed setting touches is made anew (what it replaces is kept in runs/replaced/). A grid
+may grow: a second value of a setting names it in all jobs, and what has finished takes its new name along.
 
 The folder of a study:
   results.jsonl   one line for each finished training; its score is that of the last epoch (BLEU: best checkpoint);
@@ -35,6 +36,7 @@ if not __package__:  # run as a file: the root of the clone takes the place of i
 
 from scripts.lib import jobs
 from scripts.studies import plan as planning
+from scripts.studies import renaming
 from scripts.studies.plan import Planned
 from scripts.studies.schema import CONFIGS, IMAGES, TRANSLATION, Study, read_study
 from scripts.studies.tracking import set_environment, with_tracking
@@ -261,6 +263,8 @@ def _size(folder: Path) -> int:
 def show_plan(study: Study, plan: list[Planned], at_once: int) -> None:
     """Print the graph, and about how long it takes."""
     states = jobs.states([planned.job for planned in plan])
+    other_names = renaming.renamed(planned.job for planned in plan)
+    states |= {name: jobs.State("finished") for name in other_names}
     kinds: dict[tuple, list[Planned]] = {}
     for planned in plan:  # the same job of all seeds is one line
         base = planned.job.name.removesuffix(f"_seed{planned.seed}")
@@ -275,6 +279,8 @@ def show_plan(study: Study, plan: list[Planned], at_once: int) -> None:
     for planned in plan:
         if (state := states[planned.job.name]).kind in ("changed", "stale"):
             print(f"  made anew: {planned.job.name} ({state.why})")
+    for name, folder in other_names.items():
+        print(f"  takes the new name {name}: {folder.name}, finished before")
     print(estimate(study, plan, states, at_once))
 
 
@@ -455,6 +461,8 @@ def run(
                 keep_vocabulary_of(Path(job.command[1]), by_name[job.name].pairs, job.folder)
             write_results(plan, output)
 
+        for new, folder in renaming.adopt(planned.job for planned in plan).items():
+            print(f"{new}: finished before as {folder.name}", flush=True)
         keep()
         try:
             todo, expected = [planned.job for planned in plan], None

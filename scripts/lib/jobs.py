@@ -204,9 +204,12 @@ def state_of(job: Job, inputs: dict[str, str | None], place: Path | None = None)
         UserError: its record is damaged.
     """
     record = load_record(job, place)
-    if record is None:
-        return State("new")
-    if not record["finished"] and not _has_results(place or job.folder):
+    return State("new") if record is None else judge(job, inputs, record, place or job.folder)
+
+
+def judge(job: Job, inputs: dict[str, str | None], record: dict, place: Path) -> State:
+    """How `job` stands if `record` is what `run.json` says, and `place` the folder with its results."""
+    if not record["finished"] and not _has_results(place):
         return State("begun")  # whatever it was to be
     then, now = settings(record["command"], Path(record.get("folder", job.folder))), job.settings
     if then != now:
@@ -226,7 +229,7 @@ def state_of(job: Job, inputs: dict[str, str | None], place: Path | None = None)
     # More epochs than last time make a finished run an unfinished one. An unfinished one is judged by this attempt's
     # number, be it smaller: that is what it will have when it is done.
     whole = record["finished"] and epochs <= trained
-    if whole and all(((place or job.folder) / name).exists() for name in job.makes):
+    if whole and all((place / name).exists() for name in job.makes):
         return State("finished", made=record.get("made", "before"))
     return State("begun")
 

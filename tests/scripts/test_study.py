@@ -10,6 +10,7 @@ import pytest
 from scripts import study as command
 from scripts.lib import jobs
 from scripts.studies import plan as planning
+from scripts.studies import renaming
 from scripts.studies.results import Kind
 from scripts.studies.results import read_study as read_page
 from scripts.studies.schema import CONFIGS, ConfigError, parse_study, read_study
@@ -377,6 +378,65 @@ def test_no_cell_of_the_grid_takes_anothers_place(tmp_path, teacher, student, ba
     for one in study.comparisons:
         for cell in (*one.teachers.values(), *one.baselines.values(), *one.students.values()):
             assert sorted(cell) == [0, 1]
+
+
+def grown(teacher, student, baseline="alpha: 0.0"):
+    text = GRID.replace("TEACHER", teacher).replace("STUDENT", student).replace("BASELINE", baseline)
+    return text.replace("seeds:", "teacher_answers: stored\nseeds:")
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "new"),
+    [
+        (
+            ("alpha: 0.0", "kd-weight: 1, temperature: 1"),
+            ("alpha: 0.0", "kd-weight: [0.5, 1], temperature: [1, 4]"),
+            [f"student_distilled_kd-weight{cell}" for cell in ("0.5_alpha0_T1", "0.5_alpha0_T4", "1_alpha0_T4")],
+        ),
+        (  # all that reads the teacher's files goes along with it
+            ("alpha: 0.0", "temperature: 1"),
+            ("alpha: 0.0, lr: [0.1, 0.2]", "temperature: 1"),
+            ["teacher_lr0.2_alpha0", "store_lr0.2_alpha0", "student_distilled_teacher-lr0.2_alpha0_T1"],
+        ),
+    ],
+)
+def test_finished_jobs_keep_their_results_when_a_grid_that_grows_names_them_anew(tmp_path, before, after, new):
+    if "lr" in after[0]:
+        before = before[0] + ", lr: 0.1", before[1]
+    small = planned(grown(*before), tmp_path)
+    finish(small)
+    for one in small:
+        (one.job.folder / "whose").write_text(one.job.name)
+    plan = [one.job for one in planned(grown(*after), tmp_path)]
+    expected = renaming.renamed(plan)
+    assert all(not job.folder.exists() for job in plan if job.name in expected)  # looking changes nothing
+    assert renaming.adopt(plan) == expected
+    states = jobs.states(plan)
+    assert {name for name, state in states.items() if state.kind != "finished"} == {
+        f"{name}_seed{seed}" for name in new for seed in (0, 1)
+    }
+    assert {state.kind for state in states.values()} == {"finished", "new"}
+    moved = {(tmp_path / "runs" / name / "whose").read_text(): name for name, state in states.items() if state.made}
+    assert moved.keys() == {one.job.name for one in small}  # each result once, and none lost
+    assert renaming.renamed(plan) == {}
+    # and back again
+    assert len(renaming.adopt([one.job for one in small])) == len(expected)
+    assert {state.kind for state in jobs.states(one.job for one in small).values()} == {"finished"}
+    assert all((one.job.folder / "whose").read_text() == one.job.name for one in small)
+
+
+def test_a_result_of_other_settings_or_inputs_takes_no_new_name(tmp_path):
+    small = planned(grown("alpha: 0.0", "kd-weight: 1, temperature: 1"), tmp_path)
+    finish(small)
+    other = [one.job for one in planned(grown("alpha: 0.0", "kd-weight: [0.5, 0.7], temperature: 1"), tmp_path)]
+    assert renaming.renamed(other) == {}
+    teacher = next(one.job for one in small if one.role == "teacher" and one.seed == 1)
+    jobs.save_record(teacher, jobs.load_record(teacher) | {"made": "again"})
+    plan = [one.job for one in planned(grown("alpha: 0.0", "kd-weight: [0.5, 1], temperature: 1"), tmp_path)]
+    assert renaming.renamed(plan).keys() == {"student_distilled_kd-weight1_alpha0_T1_seed0"}
+    stray = tmp_path / "runs" / "student_distilled_alpha0_T1_seed0"
+    (stray / "run.json").write_text("{")
+    assert renaming.renamed(plan) == {}
 
 
 def test_a_baseline_of_other_settings_is_not_the_one_to_compare_with(tmp_path):
