@@ -195,7 +195,7 @@ class TestPartialStudies:
         fill(study, 3)
         text = _text(study.write())
         assert "Leaning: (1)" in text
-        assert "0.12 | 0.12 | 3" in text
+        assert "0.125 | 0.125 | 3" in text
         assert "the students' features" in text.replace("the features of the students", "the students' features")
 
     def test_one_seed_gives_no_verdict_and_no_interval(self, made_up, fill, tmp_path):

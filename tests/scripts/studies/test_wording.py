@@ -37,4 +37,4 @@ def test_words_for_counts_times_and_sizes():
     assert [wording.counted(n, "seed") for n in (1, 2)] == ["1 seed", "2 seeds"]
     assert [wording.duration(s) for s in (12, 580, 36000)] == ["12 s", "9.7 min", "10.0 h"]
     assert [wording.size(n) for n in (12, 1500, 2.5e9, 3.2e12)] == ["12 B", "1.5 kB", "2.5 GB", "3.2 TB"]
-    assert [wording.p_value(p) for p in (0.03125, 0.5, 2**-20)] == ["0.031", "0.5", "< 0.0001"]
+    assert [wording.p_value(p) for p in (0.03125, 0.125, 0.5, 2**-20)] == ["0.031", "0.125", "0.5", "< 0.0001"]
