@@ -130,6 +130,11 @@ def settings(command: Iterable[str], folder: Path) -> dict[str, str]:
     return {name: " ".join(values) for name, values in found.items() if name not in _FREE}
 
 
+def is_free(name: str) -> bool:
+    """Whether the option with the name `name` in Python (`output_dir`) shapes no result."""
+    return f"--{name.replace('_', '-')}" in _FREE
+
+
 def max_epoch(command: Iterable[str]) -> float:
     """The value of --max-epoch; without it, 0.
 

@@ -393,6 +393,11 @@ def grown(teacher, student, baseline="alpha: 0.0"):
             ("alpha: 0.0", "kd-weight: [0.5, 1], temperature: [1, 4]"),
             [f"student_distilled_kd-weight{cell}" for cell in ("0.5_alpha0_T1", "0.5_alpha0_T4", "1_alpha0_T4")],
         ),
+        (  # 1 is what it is where nothing says otherwise
+            ("alpha: 0.0", "temperature: 1"),
+            ("alpha: 0.0", "kd-weight: [0.5, 1], temperature: 1"),
+            ["student_distilled_kd-weight0.5_alpha0_T1"],
+        ),
         (  # all that reads the teacher's files goes along with it
             ("alpha: 0.0", "temperature: 1"),
             ("alpha: 0.0, lr: [0.1, 0.2]", "temperature: 1"),
@@ -421,6 +426,7 @@ def test_finished_jobs_keep_their_results_when_a_grid_that_grows_names_them_anew
     assert renaming.renamed(plan) == {}
     # and back again
     assert len(renaming.adopt([one.job for one in small])) == len(expected)
+    assert renaming.adopt([one.job for one in small]) == {}
     assert {state.kind for state in jobs.states(one.job for one in small).values()} == {"finished"}
     assert all((one.job.folder / "whose").read_text() == one.job.name for one in small)
 
