@@ -542,7 +542,7 @@ def look_into(study: Study, folder: Path, data: Path | None = None) -> None:
     try:
         if study.kind == IMAGES:
             print("looking into the networks: features, diffusion index, confusions, teachers", flush=True)
-            mechanism.analyse_images(folder, data=data, dataset=str(study.settings.get("dataset", "imagefolder")))
+            mechanism.analyse_images(folder, data=data)
         else:
             print("looking into the models: features, diffusion index, experts", flush=True)
             mechanism.analyse_translation(folder, data=None if study.prepare else data)

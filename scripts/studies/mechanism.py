@@ -20,9 +20,10 @@ from typing import Any
 if not __package__:  # run as a file: the root of the clone takes the place of its own folder
     sys.path[0] = str(Path(__file__).resolve().parents[2])
 
+from scripts.lib.jobs import value_of
 from scripts.studies.results import Study, read_study
 from vision_reference.analysis.flags import DEVICES, count
-from vision_reference.arguments import device_name, natural
+from vision_reference.arguments import dataset_name, device_name, natural, share_of_a_class
 from vision_reference.errors import Parser, UserError, run_command
 from vision_reference.files import atomic_file
 
@@ -31,7 +32,8 @@ def analyse_images(
     folder: Path,
     *,
     data: Path | None = None,
-    dataset: str = "imagefolder",
+    dataset: str | None = None,
+    split: float | None = None,
     groups_file: Path | None = None,
     device: str = "cuda",
     batch_size: int = 256,
@@ -41,6 +43,7 @@ def analyse_images(
 
     Args:
         data: where the images lie; by default where the study says.
+        dataset, split: as ``train.py`` has them; by default as its trainings had them.
         groups_file: table of class and group; by default ``classes.tsv`` beside the data, else found by clustering.
         device: where networks compute; the CPU where there is no GPU.
 
@@ -52,7 +55,7 @@ def analyse_images(
     from vision_reference.analysis import confusions, subjects
 
     root = data or _images_of(study)
-    images = subjects.read_images(root, dataset=dataset)
+    images = subjects.read_images(root, **(_data_flags(study) | _given(dataset=dataset, split=split)))
     beside = next((f for f in (root / "classes.tsv", root.parent / "classes.tsv") if f.is_file()), None)
     groups_file = groups_file or beside
     groups = confusions.read_groups(groups_file, images.classes) if groups_file else None
@@ -114,6 +117,17 @@ def _images_of(study: Study) -> Path:
     return folder
 
 
+def _data_flags(study: Study) -> dict[str, Any]:
+    """``dataset`` and ``split`` of the study's trainings."""
+    command = study.runs[0].record.get("command") or [] if study.runs else []
+    told = value_of("--split", command)
+    return _given(dataset=value_of("--dataset", command), split=None if told is None else share_of_a_class(told))
+
+
+def _given(**flags: Any) -> dict[str, Any]:
+    return {name: value for name, value in flags.items() if value is not None}
+
+
 def _data_bin_of(study: Study, data: Path | None) -> Path:
     """The data-bin in ``data``, else the study's own, else that of the prepared data it was given."""
     own = study.folder / "runs" / "data" / "prepared"
@@ -134,7 +148,9 @@ def get_args_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--device", type=device_name, default="cuda", help=DEVICES)
     images = parser.add_argument_group("studies of images")
-    images.add_argument("--dataset", choices=("imagefolder", "cub200"), help="(default: imagefolder)")
+    as_trained = "as train.py has it (default: as the study's trainings had it)"
+    images.add_argument("--dataset", type=dataset_name, metavar="NAME", help=as_trained)
+    images.add_argument("--split", type=share_of_a_class, metavar="SHARE", help=as_trained)
     images.add_argument(
         "--groups",
         dest="groups_file",
@@ -150,7 +166,7 @@ def get_args_parser() -> argparse.ArgumentParser:
 def main() -> None:
     args = vars(get_args_parser().parse_args())
     folder, data, device = args.pop("folder"), args.pop("data_path"), args.pop("device")
-    given = {name: value for name, value in args.items() if value is not None}
+    given = _given(**args)
     if not read_study(folder).is_translation:
         missing = analyse_images(folder, data=data, device=device, **given)
     elif given:

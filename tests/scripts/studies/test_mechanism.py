@@ -1,6 +1,7 @@
 """What is measured of a study's networks, on features made by hand so that eta and the confusions are known."""
 
 import json
+import sys
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ from scripts.studies.image_networks import Seen, measure
 from scripts.studies.mechanism import analyse_images, analyse_translation, get_args_parser
 from scripts.studies.results import read_study
 from scripts.studies.translation_models import Pieces
-from vision_reference.analysis import geometry
+from vision_reference.analysis import geometry, subjects
 from vision_reference.errors import UserError
 
 NAMES = ["cat", "dog", "car", "bus"]
@@ -140,6 +141,23 @@ def test_words_of_several_language_pairs(made_up, tmp_path):
     assert [r["eta"] for r in records] == pytest.approx([expected] * 4)
     assert set(records[0]["of"]) >= {"expert_en-de_0.0_0", "expert_en-fr_0.0_0"}
     assert len(asked) == 8  # every expert was to be inspected
+
+
+def test_images_are_those_that_the_trainings_counted(made_up, tmp_path, monkeypatch):
+    study = made_up(tmp_path / "study")
+    study.job("teacher", 0, 0.0, None, None, 66, epochs=2, network="resnet20")
+    asked = []
+    monkeypatch.setattr(subjects, "read_images", lambda root, **flags: asked.append(flags) or sys.exit())
+    for words, expected in (
+        ([], {}),
+        (["--dataset", "mine:birds"], {"dataset": "mine:birds"}),
+        (["--split", "0.2"], {"split": 0.2}),
+    ):
+        study.records[-1]["command"] = ["python", "vision_reference/train.py", *words]
+        for given, flags in (({}, expected), ({"split": 0.1}, expected | {"split": 0.1})):
+            with pytest.raises(SystemExit):
+                analyse_images(study.write(), data=tmp_path, **given)
+            assert asked.pop() == flags
 
 
 def test_what_cannot_be_looked_into_is_refused(made_up, tmp_path):
