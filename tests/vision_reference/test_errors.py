@@ -33,7 +33,8 @@ def end_of(error, capsys, **options):
         (PermissionError(errno.EACCES, "Permission denied", "/root"), 2,
          "error: '/root': Permission denied; give a place that you may read and write"),
         (NotADirectoryError(errno.ENOTDIR, "Not a directory", "/dev/null/x"), 2,
-         "error: '/dev/null/x': Not a directory"),
+         "error: '/dev/null/x': Not a directory; a part of this path is a file, not a folder; give another place or "
+         "move it"),
         (OSError(errno.EXDEV, "Invalid cross-device link", "a", None, "b"), 2,
          "error: 'a' -> 'b': Invalid cross-device link"),
         (MemoryError(), 2, "error: out of memory; lower --batch-size, --workers or the sizes of the images; do this"),
