@@ -24,7 +24,7 @@ _KINDS = ("alpha", "max-suppression")  # those of them that make a kind of teach
 # Of the lines that fairseq logs after each epoch, and how a curve calls them.
 _FAIRSEQ_LOG = {
     "train": {"train_lr": "lr", "train_loss": "train_loss", "train_wps": "words_per_second"},
-    "valid": {"valid_nll_loss": "val_nll"},
+    "valid": {"valid_nll_loss": "val_nll", "valid_num_updates": "updates"},
 }
 PYTHON = sys.executable
 
@@ -667,7 +667,8 @@ def _translation_curve(log: Path) -> list[dict[str, float]]:
     """What fairseq's log (--log-format json) says of each epoch; of one that a stopped run repeated, the last time.
 
     `val_nll` is the negative log-likelihood of the validation targets in bits per word piece, without smoothing and
-    distillation, so it compares across all of a study.
+    distillation, so it compares across all of a study. A last epoch that --max-update ends before its middle is left
+    out: its point would make any curve look flat.
     """
     epochs: dict[int, dict[str, float]] = {}
     try:
@@ -681,7 +682,11 @@ def _translation_curve(log: Path) -> list[dict[str, float]]:
                     told = json.loads(line[line.index("{") :])
                     values = {new: float(told[old]) for old, new in names.items() if old in told}
                     epochs.setdefault(int(told["epoch"]) - 1, {}).update(values)
-    return [{"epoch": epoch, **values} for epoch, values in sorted(epochs.items())]
+    curve = [{"epoch": epoch, **values} for epoch, values in sorted(epochs.items())]
+    updates = [entry.get("updates", 0.0) for entry in curve]
+    if len(curve) > 1 and updates[-1] - updates[-2] < updates[0] / 2:
+        curve.pop()
+    return curve
 
 
 def _on_top(common: Settings, axes: Settings) -> list[Settings]:

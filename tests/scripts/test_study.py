@@ -314,17 +314,24 @@ def test_the_curve_of_a_translation_is_what_fairseq_logged_of_each_epoch_last(tm
     log.write_text(
         "2026-11-30 21:00:00 | INFO | fairseq_cli.train | begin\n"
         + line("train_inner", epoch=1, update=0.5, loss="9.1")
-        + line("valid", epoch=1, valid_loss="9.0", valid_nll_loss="8.5", valid_ppl="362")
+        + line("valid", epoch=1, valid_loss="9.0", valid_nll_loss="8.5", valid_ppl="362", valid_num_updates="100")
         + line("train", epoch=1, train_loss="9.5", train_wps="1200.5", train_lr="0.0001", train_nll_loss="9")
         + line("valid", epoch=2, valid_loss="8.0", valid_nll_loss="7.5")
         + "2026-11-30 21:00:00 | INFO | valid | {broken\n"  # as where a run is killed
-        + line("valid", epoch=2, valid_loss="8.0", valid_nll_loss="7.25")
+        + line("valid", epoch=2, valid_loss="8.0", valid_nll_loss="7.25", valid_num_updates="200")
         + line("train", epoch=2, train_loss="8.5", train_wps="1300", train_lr="0.0002")
     )
-    assert planning._translation_curve(log) == [
-        {"epoch": 0, "val_nll": 8.5, "lr": 0.0001, "train_loss": 9.5, "words_per_second": 1200.5},
-        {"epoch": 1, "val_nll": 7.25, "lr": 0.0002, "train_loss": 8.5, "words_per_second": 1300.0},
+    curve = [
+        {"epoch": 0, "val_nll": 8.5, "updates": 100.0, "lr": 0.0001, "train_loss": 9.5, "words_per_second": 1200.5},
+        {"epoch": 1, "val_nll": 7.25, "updates": 200.0, "lr": 0.0002, "train_loss": 8.5, "words_per_second": 1300.0},
     ]
+    assert planning._translation_curve(log) == curve
+    with log.open("a") as file:  # --max-update 203
+        file.write(line("valid", epoch=3, valid_nll_loss="7.24", valid_num_updates="203"))
+    assert planning._translation_curve(log) == curve
+    with log.open("a") as file:
+        file.write(line("valid", epoch=3, valid_nll_loss="7.0", valid_num_updates="280"))
+    assert planning._translation_curve(log) == [*curve, {"epoch": 2, "val_nll": 7.0, "updates": 280.0}]
 
 
 def cells_of(text, tmp_path):
