@@ -90,7 +90,7 @@ def image_folder(root: Path, *, cache: bool = False) -> tuple[Samples, list[str]
         raise UserError(f"cannot read {error.filename or root} ({error.strerror})") from None
     if cache:
         listing = [(os.path.relpath(path, root), label) for path, label in samples]
-        text = json.dumps({"folders": scan.changed, "images": listing})
+        text = json.dumps({"folders": scan.modified, "images": listing})
         index.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(index, text.encode())
     return samples, folders
@@ -169,7 +169,7 @@ class _Scan:
         self.root = root
         self.home = os.path.realpath(root)
         self.been: dict[tuple[int, int], str] = {}  # class by (device, inode) of a folder
-        self.changed: dict[str, int] = {}  # time of modification (ns) of each folder, as it was before it was read
+        self.modified: dict[str, int] = {}  # when each folder was (ns), as it stood before it was read
 
     def samples(self, classes: Sequence[str]) -> Iterator[Sample]:
         empty = []
@@ -196,7 +196,7 @@ class _Scan:
         waiting, found = [top], []
         while waiting:
             folder = waiting.pop()
-            self.changed[os.path.abspath(folder)] = os.stat(folder).st_mtime_ns
+            self.modified[os.path.abspath(folder)] = os.stat(folder).st_mtime_ns
             names = []
             with os.scandir(folder) as entries:
                 for entry in entries:

@@ -12,6 +12,7 @@ def own_data(name: str, root: Path, *, training: bool) -> tuple[Samples | None, 
     """What a function lists: training samples (None without ``training``), validation samples, names of the classes.
 
     The function is called with the folder ``root`` and ``"train"`` or ``"val"`` and returns (path, class name) pairs.
+    Without ``training`` it is asked for both too, where the training images are there: for the names of all classes.
     Labels are places in the sorted names of the classes, so that they do not depend on the order of the files.
 
     Args:

@@ -41,7 +41,7 @@ def readable_samples(
     with ThreadPoolExecutor(max(1, threads)) as pool:
         states = list(pool.map(_state, paths)) if rank.is_main else []
         # of the main process: elsewhere another run may have left more, and one look at a million files is enough
-        share = from_main(_suspects(paths, states, known) if rank.is_main else paths)[rank.rank :: rank.world_size]
+        share = from_main(_suspects(paths, states, known) if rank.is_main else [])[rank.rank :: rank.world_size]
         verdicts: Iterable[bool] = pool.map(is_readable, share)
         if show_progress:
             verdicts = progress(verdicts, "checking images", total=len(share), unit="file")

@@ -110,26 +110,18 @@ def goes_back(folder: Path, start_epoch: int) -> bool:
 
 def _refuse_another_runs_results(folder: Path, resume: str) -> None:
     # A run that ended in its first epoch leaves an empty metrics.jsonl.
-    found = sorted(path.name for pattern in RESULTS for path in folder.glob(pattern) if path.stat().st_size)
-    goes_on = bool({"checkpoint.pth", WITHIN_EPOCH}.intersection(found))
-    if resume == "auto":
-        # A run that was stopped before its first checkpoint leaves a record at most.
-        own = goes_on or not any(name.endswith(".pth") for name in found)
-    else:
-        own = bool(resume) and Path(resume).resolve().parent == folder.resolve()
+    found = sorted(path for pattern in RESULTS for path in folder.glob(pattern) if path.stat().st_size)
+    weights = [path for path in found if path.suffix == ".pth"]
+    # A run that was stopped before its first checkpoint leaves a record at most.
+    auto = not weights or bool({"checkpoint.pth", WITHIN_EPOCH}.intersection(path.name for path in weights))
+    own = auto if resume == "auto" else bool(resume) and Path(resume).resolve().parent == folder.resolve()
     if not found or own:
         return
-    holds = f"'{folder}' holds the results of a run ({some(found, 4)})"
-    if goes_on:
-        holds += ": go on with it (--resume auto), replace them (--overwrite), or give another --output-dir"
-    elif best := [name for name in found if name.endswith(".pth")]:
-        holds += (
-            f" and no checkpoint.pth to go on from by itself: go on from a file (--resume {folder / best[-1]}), "
-            "replace them (--overwrite), or give another --output-dir"
-        )
-    else:
-        holds += ": replace them (--overwrite), or give another --output-dir"
-    raise UserError(holds)
+    start = "auto" if auto else max(weights, key=lambda path: path.stat().st_mtime_ns)
+    raise UserError(
+        f"'{folder}' holds the results of a run ({some([path.name for path in found], 4)}): go on with it (--resume "
+        f"{start}), replace them (--overwrite), or give another --output-dir"
+    )
 
 
 def _write_json(path: Path, content: dict) -> None:

@@ -25,8 +25,8 @@ def names_in(folder):
 @pytest.mark.parametrize("found", OLD)
 def test_results_of_another_run_are_not_replaced_unasked(found, tmp_path):
     fill(tmp_path / "run", [found, "thesis.txt"])
-    goes_on = found in ("checkpoint.pth", "within_epoch.pth")
-    way = "--resume auto" if goes_on else f"--resume {tmp_path}/run/{found}" if found.endswith(".pth") else ""
+    by_itself = found == "checkpoint.pth" or not found.endswith(".pth")
+    way = "--resume auto" if by_itself else f"--resume {tmp_path}/run/{found}"
     with (
         pytest.raises(UserError, match=f"{found}.*{way}.*--overwrite"),
         open_run_folder(tmp_path / "run", "", overwrite=False),
@@ -66,8 +66,10 @@ def test_auto_goes_on_from_a_first_record_but_not_over_weights_without_a_checkpo
     fill(tmp_path / "stopped", ["metrics.jsonl"])
     with open_run_folder(tmp_path / "stopped", "auto", overwrite=False):
         pass
-    fill(tmp_path / "odd", ["best.pth", "metrics.jsonl"])
-    advice = rf"no checkpoint\.pth to go on from by itself: go on from a file \(--resume {tmp_path}/odd/best\.pth\)"
+    fill(tmp_path / "odd", ["best.pth", "model_9.pth", "model_10.pth", "metrics.jsonl"])
+    os.utime(tmp_path / "odd" / "best.pth", (1, 1))
+    os.utime(tmp_path / "odd" / "model_9.pth", (1, 1))
+    advice = rf"go on with it \(--resume {tmp_path}/odd/model_10\.pth\)"  # the last, not the last by name
     with pytest.raises(UserError, match=advice), open_run_folder(tmp_path / "odd", "auto", overwrite=False):
         pass
 
