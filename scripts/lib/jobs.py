@@ -10,7 +10,8 @@ settings in there are those asked for now; when each job it depends on is finish
 each file it reads (`Job.reads`) is as it was then; and when the files it makes are present. This module is the only one
 that decides it (`state_of`).
 
-Settings are the words of the command but for those that shape no result (where data and plugin lie, workers, devices).
+Settings are the words of the command but for those that shape no result (where data and plugin lie, workers, devices)
+and flags of train.py that say its default.
 The value of --max-epoch may grow, which lets a finished fairseq-train go on. A DIR of other settings is refused here,
 if there is more in it than the notes of a run that failed at once; studies set it aside, and take it back when the
 settings return.
@@ -43,6 +44,7 @@ from tqdm import tqdm
 if not __package__:  # run as a file: the root of the clone takes the place of its own folder
     sys.path[0] = str(Path(__file__).resolve().parents[2])
 
+from vision_reference.arguments import get_args_parser
 from vision_reference.errors import Parser, UserError, run_command
 from vision_reference.files import atomic_file, file_digest
 
@@ -50,6 +52,7 @@ ROOT = Path(__file__).resolve().parents[2]
 REPLACED = "replaced"  # folder beside the jobs' own, for results of other settings
 _SEPARATOR = "---"
 _POLL_SECONDS = 0.3
+_TRAIN = "vision_reference/train.py"
 _NOTES = {"run.json", "run.lock", "train.log", "log.txt", "args.json", "environment.json"}
 _SECONDS_TO_END = 20  # between SIGTERM and SIGKILL
 _LAST_LINES = 5
@@ -110,10 +113,7 @@ def settings(command: Iterable[str], folder: Path) -> dict[str, str]:
     Their order does not count, and of an option that is repeated the last counts. Paths are relative to the clone and
     to the folder of all jobs.
     """
-    words = [word.replace(f"{folder.parent}/", "../").replace(f"{ROOT}/", "") for word in command]
-    words[0] = re.sub(r"^python[\d.]*$", "python", Path(words[0]).name)
-    if words[1:2] == ["scripts/lib/torchrun.py"]:  # as earlier versions started the processes
-        words[1:2] = ["-m", "torch.distributed.run"]
+    words = _portable(command, folder)
     found: dict[str, list[str]] = {"": []}
     name = ""
     for word in words:
@@ -130,9 +130,33 @@ def settings(command: Iterable[str], folder: Path) -> dict[str, str]:
     return {name: " ".join(values) for name, values in found.items() if name not in _FREE}
 
 
-def is_free(name: str) -> bool:
-    """Whether the option with the name `name` in Python (`output_dir`) shapes no result."""
-    return f"--{name.replace('_', '-')}" in _FREE
+def _portable(command: Iterable[str], folder: Path) -> list[str]:
+    """The words of `command` alike wherever the clone and the run's folder lie."""
+    words = [word.replace(f"{folder.parent}/", "../").replace(f"{ROOT}/", "") for word in command]
+    words[0] = re.sub(r"^python[\d.]*$", "python", Path(words[0]).name)
+    if words[1:2] == ["scripts/lib/torchrun.py"]:  # as earlier versions started the processes
+        words[1:2] = ["-m", "torch.distributed.run"]
+    return words
+
+
+@cache
+def _flags_of_training(words: tuple[str, ...]) -> dict[str, object] | None:
+    """What a command of train.py comes to, its defaults filled in; None for other commands, and flags not known now."""
+    if _TRAIN not in words:
+        return None
+    place = words.index(_TRAIN)
+    try:
+        flags = vars(get_args_parser().parse_args(words[place + 1 :]))
+    except UserError:
+        return None
+    shaping = {name: value for name, value in flags.items() if f"--{name.replace('_', '-')}" not in _FREE}
+    return shaping | {"": words[:place]}  # as many processes
+
+
+def _comes_to_the_same(then: Iterable[str], now: Iterable[str]) -> bool:
+    """Whether two commands of train.py differ only in flags that say what is so without them."""
+    flags = _flags_of_training(tuple(then))
+    return flags is not None and flags == _flags_of_training(tuple(now))
 
 
 def max_epoch(command: Iterable[str]) -> float:
@@ -216,8 +240,9 @@ def judge(job: Job, inputs: dict[str, str | None], record: dict, place: Path) ->
     """How `job` stands if `record` is what `run.json` says, and `place` the folder with its results."""
     if not record["finished"] and not _has_results(place):
         return State("begun")  # whatever it was to be
-    then, now = settings(record["command"], Path(record.get("folder", job.folder))), job.settings
-    if then != now:
+    folder = Path(record.get("folder", job.folder))
+    then, now = settings(record["command"], folder), job.settings
+    if then != now and not _comes_to_the_same(_portable(record["command"], folder), _portable(job.command, job.folder)):
         gone, come = (
             " ".join(one[name] for name in one if one[name] != other.get(name))
             for one, other in ((then, now), (now, then))

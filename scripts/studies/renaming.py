@@ -2,15 +2,11 @@
 
 import os
 import re
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
-from functools import cache
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
 
 from scripts.lib import jobs
 from scripts.lib.jobs import Job
-from vision_reference.arguments import get_args_parser
 from vision_reference.errors import UserError
 
 
@@ -33,8 +29,7 @@ def renamed(plan: Iterable[Job]) -> dict[str, Path]:
             continue
         for folder, record in records.items():
             told = with_new_names(record, {old.name: new for new, old in found.items()})
-            same = replace(job, command=tuple(told["command"])) if _trains_alike(told["command"], job.command) else job
-            if jobs.judge(same, inputs, told, folder).kind == "finished":
+            if jobs.judge(job, inputs, told, folder).kind == "finished":
                 found[job.name] = folder
                 made[job.name] = told.get("made", "before")
                 del records[folder]
@@ -50,9 +45,8 @@ def adopt(plan: Iterable[Job]) -> dict[str, Path]:
     for name, folder in found.items():
         job = by_name[name]
         record = with_new_names(jobs.load_record(job, folder) or {}, new_names)
-        record |= {"name": name, "command": list(job.command), "ran": record["command"]}
         # First the record: whoever is stopped between the two finds the folder again by it.
-        jobs.save_record(Job(name, folder, job.command), record)
+        jobs.save_record(Job(name, folder, job.command), record | {"name": name})
         os.rename(folder, job.folder)
     return found
 
@@ -69,25 +63,6 @@ def with_new_names(record: Mapping, new_names: Mapping[str, str]) -> dict:
         names = re.compile(f"(?<=/)({'|'.join(map(re.escape, new_names))})(?=/|$)")
         changed["command"] = [names.sub(lambda match: new_names[match[1]], word) for word in record["command"]]
     return changed
-
-
-def _trains_alike(then: Sequence[str], now: Sequence[str]) -> bool:
-    """Whether two commands of train.py differ at most in flags that say the default, or shape no result."""
-    flags = [_flags_of_training(tuple(command)) for command in (then, now)]
-    return flags[0] is not None and flags[0] == flags[1]
-
-
-@cache
-def _flags_of_training(command: tuple[str, ...]) -> dict[str, Any] | None:
-    words = [number for number, word in enumerate(command) if word.endswith("vision_reference/train.py")]
-    if not words:
-        return None
-    try:
-        flags = vars(get_args_parser().parse(list(command[words[0] + 1 :])))
-    except (UserError, SystemExit):  # of another version
-        return None
-    shaping = {name: value for name, value in flags.items() if name != "given" and not jobs.is_free(name)}
-    return shaping | {"": command[1 : words[0]]}  # as many processes
 
 
 def _finished_record(folder: Path) -> dict | None:

@@ -438,6 +438,19 @@ def test_finished_jobs_keep_their_results_when_a_grid_that_grows_names_them_anew
     assert all((one.job.folder / "whose").read_text() == one.job.name for one in small)
 
 
+def test_to_state_a_default_changes_nothing(tmp_path):
+    finish(planned(grown("alpha: 0.0", "temperature: 1"), tmp_path))
+
+    def kinds(student):
+        plan = planned(grown("alpha: 0.0", student), tmp_path)
+        return {
+            one.role: state.kind for one, state in zip(plan, jobs.states(p.job for p in plan).values(), strict=True)
+        }
+
+    assert set(kinds("temperature: 1, kd-weight: 1, momentum: 0.9").values()) == {"finished"}
+    assert kinds("temperature: 1, kd-weight: 0.5")["student"] == "changed"
+
+
 def test_a_result_of_other_settings_or_inputs_takes_no_new_name(tmp_path):
     small = planned(grown("alpha: 0.0", "kd-weight: 1, temperature: 1"), tmp_path)
     finish(small)
