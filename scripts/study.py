@@ -37,6 +37,7 @@ if not __package__:  # run as a file: the root of the clone takes the place of i
 from scripts.lib import jobs
 from scripts.studies import plan as planning
 from scripts.studies import renaming
+from scripts.studies.commands import check_commands
 from scripts.studies.plan import Planned
 from scripts.studies.schema import CONFIGS, IMAGES, TRANSLATION, Study, read_study
 from scripts.studies.tracking import set_environment, with_tracking
@@ -421,6 +422,7 @@ def run(
     on_cluster = launcher is not None
     amp = decide_amp(study, {} if fresh else read_facts(output), on_cluster=on_cluster)
     plan = make_plan(study, output, data, amp=amp, on_cluster=on_cluster)
+    check_commands(plan)
     if track:
         plan = with_tracking(plan, track)
     places = [] if on_cluster else slots(plan, at_once)
@@ -561,6 +563,7 @@ def main() -> None:
     if args.command == "plan":
         output = args.output.absolute()
         plan = make_plan(study, output, args.data, amp=decide_amp(study, read_facts(output)))
+        check_commands(plan)
         show_plan(study, plan, len(slots(plan, args.jobs)))
         return
     if args.slurm and args.launcher != "slurm":

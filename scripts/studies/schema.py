@@ -377,7 +377,24 @@ class _Reader:
         if flag not in self.flags:
             names = [name.removeprefix("--") for name in self.flags if name not in _SET_HERE and name not in named]
             raise self.fail(f"there is no setting {path[-1]!r}{_nearest(key, [*names, *AXES, 'answers'])}", *path)
-        return self.flag_value(self.flags[flag], value, path)
+        checked = self.flag_value(self.flags[flag], value, path)
+        self.check_name(key, str(checked), path)
+        return checked
+
+    def check_name(self, key: str, name: str, path: tuple) -> None:
+        """Refuses a network or a loss that there is not; nothing of the user's own is imported."""
+        if key not in ("network", "kd-loss"):
+            return
+        from vision_reference.losses.by_name import is_own, parse_kd_loss  # takes seconds to import
+        from vision_reference.networks import by_name
+
+        try:
+            if key == "network":
+                by_name.check_name(name)
+            elif not is_own(name):
+                parse_kd_loss(name)
+        except UserError as error:
+            raise self.fail(error.line, *path) from None
 
     def flag_value(self, action: argparse.Action, value: Any, path: tuple) -> Any:
         """Checks a value as the command line of train.py would; it stays as it is in the file."""
@@ -402,6 +419,7 @@ class _Reader:
 
     def translation_setting(self, key: str, value: Any, path: tuple) -> Any:
         from scripts.nmt.lib import recipe
+        from scripts.nmt.lib.user_error import UserError as TranslationError
 
         if (checked := self.common_setting(key, value, path)) is not None:
             return checked
@@ -422,8 +440,8 @@ class _Reader:
                 *path,
             )
         try:
-            recipe.check_setting(name, str(value))
-        except UserError as error:
+            recipe.check_setting(name, str(value), called=str(path[-1]))
+        except TranslationError as error:
             raise self.fail(str(error), *path) from None
         return value
 

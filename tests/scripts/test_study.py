@@ -11,6 +11,7 @@ from scripts import study as command
 from scripts.lib import jobs
 from scripts.studies import plan as planning
 from scripts.studies import renaming
+from scripts.studies.commands import check_commands
 from scripts.studies.results import Kind
 from scripts.studies.results import read_study as read_page
 from scripts.studies.schema import CONFIGS, ConfigError, parse_study, read_study
@@ -86,10 +87,50 @@ MISTAKES = [
     ("temperature: [1, 4]", "temperature: []", "temperature: the list is empty"),
     ("temperature: [1, 4]", "kd-weight: 0.5", "no temperature: give student: {temperature: [1, 4]}"),
     ("student: {temperature", "pupil: {temperature", "there is no 'pupil' here; allowed: student, teacher"),
+    ("network: resnet18\n", "network: resnet19\n", "unknown model 'resnet19'; allowed: torchvision's"),
+    ("temperature: [1, 4]", "temperature: 1, kd-loss: [kl, kll]", "unknown --kd-loss 'kll'; allowed: kl, dkd, "),
     ("  network: resnet18\n", "", "no network of the teacher: give teacher: {network: resnet18}"),
     ("title: ", "title: [", "not YAML"),
     ("estimate: {on", "estimate: {onn: 3, on", "there is no 'onn' here; did you mean 'on'?"),
 ]
+
+
+def test_a_value_of_translation_is_checked_where_it_stands():
+    text = (CONFIGS / "multi30k_small.yaml").read_text().replace("max_epoch: 5", "max_epoch: soon")
+    with pytest.raises(ConfigError, match="x.yaml, line 26: max_epoch is 'soon'; give a whole number, such as 50"):
+        parse_study(text, "x.yaml")
+
+
+# What only the program would find that is to run it, and of a student only when its teachers have been trained.
+REFUSED = [
+    ("cifar100_15_classes", "kd-weight: 1", "mixup-alpha: 0.2", "mixup-alpha does not go with --soft-labels"),
+    ("cifar100_15_classes", "kd-weight: 1", "lr-milestones: [3]", "multisteplr and --lr-milestones"),
+    ("multi30k_small", "max_epoch: 3", "options: --max-epok 3", "refuse it: unrecognized arguments: --max-epok 3"),
+    ("multi30k_small", "max_epoch: 3", "arch: transfomer", "'transfomer'; allowed: transformer"),
+    ("multi30k_small", "max_epoch: 3", "lr_scheduler: cosin", "'cosin'; allowed: cosine"),
+    ("multi30k_small", "max_epoch: 3", "kd_loss: kll", "unknown --kd-loss 'kll'; allowed: kl, dkd, "),
+]
+
+
+@pytest.mark.parametrize(("name", "old", "new", "message"), REFUSED, ids=[new for _, _, new, _ in REFUSED])
+def test_what_would_refuse_a_student_is_known_before_its_teachers_are_trained(name, old, new, message, tmp_path):
+    if name == "multi30k_small":
+        pytest.importorskip("fairseq")
+    text = (CONFIGS / f"{name}.yaml").read_text()
+    check_commands(planned(text, tmp_path, data=tmp_path))
+    assert text.count(old) == 1
+    with pytest.raises(UserError, match=r"^student_distilled_alpha0_T1_seed\d: ") as told:
+        check_commands(planned(text.replace(old, new), tmp_path, data=tmp_path))
+    assert message in str(told.value)
+    assert len(str(told.value)) < 300
+
+
+def test_a_function_of_the_users_own_is_not_imported_for_a_plan(tmp_path, monkeypatch):
+    (tmp_path / "mine.py").write_text("raise SystemExit('imported')")
+    monkeypatch.syspath_prepend(tmp_path)
+    text = DIGITS.replace("network: resnet18", "network: mine:network")
+    text = text.replace("temperature: [1, 4]", "temperature: [1, 4], kd-loss: mine:loss")
+    check_commands(planned(text, tmp_path))
 
 
 @pytest.mark.parametrize(("old", "new", "message"), MISTAKES, ids=[new[:40] for _, new, _ in MISTAKES])

@@ -14,6 +14,12 @@ from vision_reference.user_functions import import_function
 _FIXED = ("student_logits", "teacher_logits", "targets", "temperature")
 
 
+def is_own(text: str) -> bool:
+    """Whether ``--kd-loss TEXT`` names a function of the user's own, which has to be imported."""
+    name, *rest = text.split(":")
+    return name not in LOSSES and bool(rest) and "=" not in rest[0]
+
+
 def parse_kd_loss(text: str) -> KdLoss:
     """The loss that ``--kd-loss`` names, its hyper-parameters filled in, with its ``takes_top_k`` and ``needs_labels``.
 
@@ -47,7 +53,7 @@ def _split(text: str) -> tuple[Callable[..., Tensor], dict[str, object]]:
     name, *rest = text.split(":")
     if name in LOSSES:
         function = LOSSES[name]
-    elif rest and "=" not in rest[0]:
+    elif is_own(text):
         function = import_function(f"{name}:{rest.pop(0)}", "--kd-loss")
     else:
         raise UserError(

@@ -35,8 +35,11 @@ def build_model(name: str, num_classes: int) -> nn.Module:
     Raises:
         UserError: there is no classification network of that name.
     """
+    check_name(name)
     if name.startswith(TIMM):
-        return _build_timm_model(name.removeprefix(TIMM), num_classes)
+        import timm
+
+        return timm.create_model(name.removeprefix(TIMM), num_classes=num_classes)
     if name in cifar_resnets.NAMES:
         return cifar_resnets.build(name, num_classes)
     if is_own(name):
@@ -48,16 +51,31 @@ def build_model(name: str, num_classes: int) -> nn.Module:
         if not isinstance(model, nn.Module):
             raise UserError(f"network {name}: the function returned {type(model).__name__}, not a torch.nn.Module")
         return model
-    if name not in classification_models():
+    options = {"init_weights": True} if name in ("googlenet", "inception_v3") else {}  # they warn otherwise
+    model = torchvision.models.get_model(name, weights=None, num_classes=num_classes, **options)
+    return heads.drop_auxiliary_heads(model)
+
+
+def check_name(name: str) -> None:
+    """Refuse what names no network, without building one. A function of the user's own is not imported.
+
+    Raises:
+        UserError: there is no classification network of that name.
+    """
+    if name.startswith(TIMM):
+        try:
+            import timm
+        except ImportError:
+            raise UserError(f"model '{name}' needs timm, which is not installed; pip install timm") from None
+        if not timm.is_model(name.removeprefix(TIMM)):
+            raise UserError(f"timm has no model '{name.removeprefix(TIMM)}'; timm.list_models('*resnet*') finds names")
+    elif name not in cifar_resnets.NAMES and not is_own(name) and name not in classification_models():
         near = [other for other in classification_models() if other.split("_")[0][:5] == name[:5]]
         hint = ", ".join(near[:8]) or "resnet18, resnet50, convnext_tiny, mobilenet_v2, efficientnet_b0"
         raise UserError(
             f"unknown model '{name}'; allowed: torchvision's classification models, such as {hint}; for 32x32 images "
             f"{', '.join(cifar_resnets.NAMES)}; timm:NAME; package.module:function"
         )
-    options = {"init_weights": True} if name in ("googlenet", "inception_v3") else {}  # they warn otherwise
-    model = torchvision.models.get_model(name, weights=None, num_classes=num_classes, **options)
-    return heads.drop_auxiliary_heads(model)
 
 
 def is_own(name: str) -> bool:
@@ -78,16 +96,6 @@ def recorded_name(description: Description) -> str | None:
             "PYTHONPATH set to the folder of its module): no code is imported because a file names it"
         )
     return name
-
-
-def _build_timm_model(name: str, num_classes: int) -> nn.Module:
-    try:
-        import timm
-    except ImportError:
-        raise UserError(f"model '{TIMM}{name}' needs timm, which is not installed; pip install timm") from None
-    if not timm.is_model(name):
-        raise UserError(f"timm has no model '{name}'; timm.list_models('*resnet*') finds names")
-    return timm.create_model(name, num_classes=num_classes)
 
 
 def build_filled(name: str, num_classes: int, state: dict[str, Tensor], source: str) -> nn.Module:

@@ -91,22 +91,23 @@ _PLACES_OF_STUDENTS = ("EXPERTS", "TEACHERS", "TEACHER_OUTPUTS")
 KEEP_MEMORY = {"MALLOC_MMAP_THRESHOLD_": "8589934592", "MALLOC_TRIM_THRESHOLD_": "8589934592"}
 
 
-def check_setting(name: str, value: str) -> None:
+def check_setting(name: str, value: str, called: str = "") -> None:
     """Refuses a value that the setting cannot have.
+
+    Args:
+        called: how the message names the setting; none: in upper case, as in the environment.
 
     Raises:
         UserError: it is no number where one is needed, or none of the values that there are.
     """
-    kind, choices = SETTINGS[name].kind, SETTINGS[name].choices
-    if choices and value not in choices:
-        raise UserError(f"{name.upper()} is '{value}'; give one of {', '.join(choices)}")
+    setting, called = SETTINGS[name], called or name.upper()
+    if setting.choices and value not in setting.choices:
+        raise UserError(f"{called} is '{value}'; give one of {', '.join(setting.choices)}")
     try:
-        kind(value)
+        setting.kind(value)
     except ValueError:
-        what = "a whole number" if kind is int else "a number"
-        raise UserError(
-            f"{name.upper()} is '{value}'; give {what}, such as {SETTINGS[name].default or '1000'}"
-        ) from None
+        what = "a whole number" if setting.kind is int else "a number"
+        raise UserError(f"{called} is '{value}'; give {what}, such as {setting.default or '1000'}") from None
 
 
 def filled(given: Mapping[str, str], paper: bool = False) -> dict[str, str]:
