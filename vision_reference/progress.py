@@ -14,7 +14,9 @@ _SECONDS_BETWEEN_LINES = 10
 def progress(
     steps: Iterable[T], title: str, *, total: int | None = None, unit: str = "batch", scale: int = 1
 ) -> Iterable[T]:
-    """``steps`` with a bar on a terminal; elsewhere with a line every ten seconds and one at the end. On stderr.
+    """``steps`` with a bar on a terminal; elsewhere with a line every ten seconds and a last one. On stderr.
+
+    What takes less than ten seconds leaves no line.
 
     Args:
         total: number of steps, where ``len`` does not tell it.
@@ -34,7 +36,7 @@ def _with_lines(steps: Iterable[T], title: str, total: int, unit: str, scale: in
     for number, step in enumerate(steps, 1):
         yield step
         now = time.monotonic()
-        if number == total or now - last > _SECONDS_BETWEEN_LINES:
+        if now - last > _SECONDS_BETWEEN_LINES or (number == total and last > begin):  # short work needs no line
             last, rate = now, number / max(now - begin, 1e-9)
             left = int((total - number) / rate)
             print(
