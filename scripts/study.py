@@ -268,8 +268,7 @@ def show_plan(study: Study, plan: list[Planned], at_once: int) -> None:
     states |= {name: jobs.State("finished") for name in other_names}
     kinds: dict[tuple, list[Planned]] = {}
     for planned in plan:  # the same job of all seeds is one line
-        base = planned.job.name.removesuffix(f"_seed{planned.seed}")
-        kinds.setdefault((planned.role, base), []).append(planned)
+        kinds.setdefault((planned.role, planned.cell), []).append(planned)
     print(f"{study.title}: {len(plan)} jobs, seeds {', '.join(map(str, study.seeds))}, teachers {study.teachers}")
     for (role, base), alike in kinds.items():
         after = [name.rpartition("_seed")[0] or name for name in alike[0].job.after]

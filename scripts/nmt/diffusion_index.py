@@ -45,7 +45,7 @@ def main() -> None:
     """Collect, compute, write."""
     args = get_args_parser().parse_args()
     diffusion_index.check_arguments(args)
-    from scripts.nmt.lib.recorded_model import import_fairseq
+    from scripts.nmt.lib.quiet_fairseq import import_fairseq
 
     import_fairseq()
     logging.getLogger("fairseq").setLevel(logging.WARNING)  # it tells of every file that it opens

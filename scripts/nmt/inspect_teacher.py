@@ -71,7 +71,7 @@ def get_args_parser() -> flags.Parser:
 def main() -> None:
     """Collect, inspect, write."""
     args = get_args_parser().parse_args()
-    from scripts.nmt.lib.recorded_model import import_fairseq
+    from scripts.nmt.lib.quiet_fairseq import import_fairseq
 
     import_fairseq()
     logging.getLogger("fairseq").setLevel(logging.WARNING)  # it tells of every file that it opens

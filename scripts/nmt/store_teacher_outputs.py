@@ -17,7 +17,7 @@ from pathlib import Path
 if not __package__:  # run as a file: the root of the clone takes the place of its own folder
     sys.path[0] = str(Path(__file__).resolve().parents[2])
 
-from scripts.nmt.lib.recorded_model import import_fairseq
+from scripts.nmt.lib.quiet_fairseq import import_fairseq
 from scripts.nmt.lib.references_flags import add_references
 from scripts.nmt.lib.user_error import run_cli
 from vision_reference import arguments

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 from scripts.nmt.lib.fairseq_options import check_training_options
 from scripts.nmt.lib.user_error import UserError as TranslationError
-from scripts.studies.plan import BASELINE, STORE, STUDENT, TEACHER, Planned
+from scripts.studies.plan import Planned
 from vision_reference.arguments import parse_args, parse_store_args
 from vision_reference.errors import UserError
 
@@ -20,10 +20,9 @@ def check_commands(plan: Iterable[Planned]) -> None:
     """
     seen: set[str] = set()
     for planned in plan:
-        kind = planned.job.name.removesuffix(f"_seed{planned.seed}")
-        if kind in seen or planned.role not in (TEACHER, STORE, STUDENT, BASELINE):
+        if planned.cell in seen:
             continue  # seeds differ in the seed
-        seen.add(kind)
+        seen.add(planned.cell)
         try:
             _check(planned.job.command)
         except (UserError, TranslationError) as error:

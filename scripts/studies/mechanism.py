@@ -78,7 +78,7 @@ def analyse_translation(folder: Path, *, data: Path | None = None, device: str =
         UserError: the folder holds no study of translation, its data is not there, or a checkpoint does not fit it.
     """
     study = read_study(folder)
-    from scripts.nmt.lib.recorded_model import import_fairseq
+    from scripts.nmt.lib.quiet_fairseq import import_fairseq
 
     import_fairseq()
     logging.getLogger("fairseq").setLevel(logging.WARNING)  # it tells of every file that it opens

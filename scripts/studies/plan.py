@@ -56,6 +56,11 @@ class Planned:
     of: str = ""
     against: str = ""
 
+    @property
+    def cell(self) -> str:
+        """The job's name without its seed: what all seeds of it have in common."""
+        return self.job.name.removesuffix(f"_seed{self.seed}")
+
 
 def make_plan(
     study: Study, output: Path, *, data: Path | None = None, cpu: bool = True, amp: bool = False
@@ -538,7 +543,7 @@ class _Translation(_Planner):
     def comparison(self, student: Planned, other: Planned) -> None:
         from scripts.nmt.lib import recipe
 
-        name = f"compare_{student.job.name.removesuffix(f'_seed{student.seed}')}_with_{other.job.name}"
+        name = f"compare_{student.cell}_with_{other.job.name}"
         folder = self.folder(name)
         scored = [f"bleu_{one.job.name}" for one in (other, student)]
         words = recipe.compare_command(*(self.folder(each) / "bleu.json" for each in scored), folder / "compare.json")

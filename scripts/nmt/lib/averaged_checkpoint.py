@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 
 from fairseq_plugins.files import atomic_file
-from scripts.nmt.lib.recorded_model import import_fairseq
+from scripts.nmt.lib.quiet_fairseq import import_fairseq
 from scripts.nmt.lib.user_error import UserError
 
 _EPOCH = re.compile(r"checkpoint(\d+)\.pt")

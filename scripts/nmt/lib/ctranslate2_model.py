@@ -20,7 +20,8 @@ from pathlib import Path
 
 from scripts.nmt.lib.lang_pair import LangPair
 from scripts.nmt.lib.parallel_text import clean
-from scripts.nmt.lib.recorded_model import Recorded, Vocabulary, as_dict, build_task, quiet, task_name
+from scripts.nmt.lib.quiet_fairseq import quiet
+from scripts.nmt.lib.recorded_model import Recorded, Vocabulary, as_dict, build_task, task_name
 from scripts.nmt.lib.translator import MAX_PIECES, Translation, load_sentencepiece, too_long
 from scripts.nmt.lib.user_error import UserError
 

@@ -4,11 +4,11 @@ Imports `fairseq_plugins`.
 """
 
 import difflib
-import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
+from scripts.nmt.lib.quiet_fairseq import import_fairseq, quiet
 from scripts.nmt.lib.user_error import UserError
 
 _TASKS = Path(__file__).resolve().parents[3] / "fairseq_plugins" / "tasks"
@@ -23,24 +23,22 @@ def check_training_options(command: Sequence[str]) -> None:
     Raises:
         UserError: fairseq-train would refuse it: an option or loss that does not exist, or a value that it cannot have.
     """
-    logging.disable(logging.INFO)  # fairseq reports on import that a board for audio tasks is not installed
-    try:
-        from fairseq import options  # takes seconds to import
-        from fairseq.tasks import import_tasks
+    import_fairseq()
+    from fairseq import options
+    from fairseq.tasks import import_tasks
 
-        # Not by way of --user-dir: fairseq passes over a package that something else has imported.
-        import_tasks(str(_TASKS), "fairseq_plugins.tasks")
-        from fairseq_plugins.criterions.kd_loss_by_name import is_own, parse_kd_loss
-    finally:
-        logging.disable(logging.NOTSET)
-    at = command.index("--user-dir")
+    from fairseq_plugins.criterions.kd_loss_by_name import is_own, parse_kd_loss
+
+    # Not by way of --user-dir: fairseq passes over a package that something else has imported.
+    import_tasks(str(_TASKS), "fairseq_plugins.tasks")
     parser = options.get_training_parser()
 
     def refuse(message: str) -> NoReturn:
         raise UserError(f"fairseq-train would refuse it: {_shortened(message)}")
 
     parser.error = refuse  # type: ignore[method-assign]
-    args = options.parse_args_and_arch(parser, input_args=[*command[1:at], *command[at + 2 :]])
+    with quiet():
+        args = options.parse_args_and_arch(parser, input_args=list(command[1:]))
     if getattr(args, "kd_loss", None) and not is_own(args.kd_loss):
         parse_kd_loss(args.kd_loss)
 

@@ -5,10 +5,7 @@ Nothing in the checkpoint is executed: the plugin's safe reader reads it, and it
 
 import argparse
 import copy
-import logging
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,32 +16,11 @@ from fairseq_plugins.multilingual.kept_vocabulary import (
     find_sentencepiece_model,
 )
 from scripts.nmt.lib.lang_pair import LangPair, parse_pairs
+from scripts.nmt.lib.quiet_fairseq import import_fairseq, quiet
 from scripts.nmt.lib.user_error import UserError
 
 BILINGUAL = ("translation", "translation_kd")
 MULTILINGUAL = ("translation_multi_simple_epoch", "multilingual_translation_kd")
-
-
-def import_fairseq() -> None:
-    """Import fairseq, which takes seconds and so waits until the arguments are found good."""
-    logging.disable(logging.INFO)  # it reports on import that a board for audio tasks is not installed
-    import fairseq  # noqa: F401
-
-    logging.disable(logging.NOTSET)
-    # the workaround without which fairseq 0.12.2 cannot translate on torch 2
-    import fairseq_plugins.inference_only  # noqa: F401
-
-    warnings.filterwarnings("ignore", message="Support for mismatched key_padding_mask")  # stock fairseq's own masks
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Without fairseq's account of every file it opens."""
-    logging.disable(logging.INFO)
-    try:
-        yield
-    finally:
-        logging.disable(logging.NOTSET)
 
 
 @dataclass(frozen=True)
