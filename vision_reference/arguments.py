@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 
 TRACKERS = ("tensorboard", "wandb", "mlflow")  # of ``runs.tracking``
 TAILS = ("uniform", "drop", "bucket")  # of ``soft_labels.codec``, which needs torch
+OPTIMIZERS = ("sgd", "sgd_nesterov", "rmsprop", "adamw")  # these three of ``optimization``, which needs torch
+SCHEDULERS = ("steplr", "multisteplr", "cosineannealinglr", "exponentiallr")
+WARMUP_METHODS = ("constant", "linear")
 
 _EPILOG = """examples:
   python vision_reference/train.py --data-path data/digits --preset digits --model resnet18 --epochs 8 --lr 0.05
@@ -217,6 +220,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         raise UserError("--label-smoothing and --max-suppression hold down the same confidence; give one")
     if args.weights and args.init_weights:
         raise UserError("--weights and --init-weights both say where the model starts; give one")
+    if args.opt == "sgd_nesterov" and not args.momentum:
+        raise UserError("--opt sgd_nesterov needs a --momentum above 0, such as 0.9; without one give --opt sgd")
     if args.lr_warmup_per_step and not args.lr_warmup_epochs:
         raise UserError("--lr-warmup-per-step needs --lr-warmup-epochs: the length of the warm-up (the paper's: 5)")
     if (args.lr_scheduler == "multisteplr") != bool(args.lr_milestones):
@@ -800,9 +805,7 @@ def _add_weights(group) -> None:
 
 def _add_optimization(group) -> None:
     group.add_argument("--epochs", type=natural, default=90, help="(default: 90)")
-    group.add_argument(
-        "--opt", type=str.lower, default="sgd", help="sgd, sgd_nesterov, rmsprop or adamw (default: sgd)"
-    )
+    group.add_argument("--opt", type=str.lower, choices=OPTIMIZERS, default="sgd", help="(default: sgd)")
     group.add_argument(
         "--lr", type=_non_negative, default=0.1, help="learning rate, not scaled with the batch (default: 0.1)"
     )
@@ -840,8 +843,9 @@ def _add_schedule(group) -> None:
     group.add_argument(
         "--lr-scheduler",
         type=str.lower,
+        choices=SCHEDULERS,
         default="steplr",
-        help="steplr, multisteplr, cosineannealinglr or exponentiallr (default: steplr)",
+        help="(default: steplr)",
     )
     group.add_argument(
         "--lr-milestones", type=count, nargs="+", metavar="EPOCH", help="multisteplr: epochs at which the rate decays"
@@ -851,7 +855,11 @@ def _add_schedule(group) -> None:
     group.add_argument("--lr-min", type=_non_negative, default=0.0, help="cosine: final learning rate (default: 0)")
     group.add_argument("--lr-warmup-epochs", type=natural, default=0, help="(default: 0)")
     group.add_argument(
-        "--lr-warmup-method", type=str.lower, default="constant", help="constant or linear, stepped each epoch"
+        "--lr-warmup-method",
+        type=str.lower,
+        choices=WARMUP_METHODS,
+        default="constant",
+        help="stepped each epoch (default: constant)",
     )
     group.add_argument(
         "--lr-warmup-decay", type=_non_negative, default=0.01, help="factor at the warm-up's start (default: 0.01)"

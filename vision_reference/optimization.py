@@ -23,12 +23,11 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.instancenorm import _InstanceNorm
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from vision_reference.arguments import SCHEDULERS, WARMUP_METHODS
 from vision_reference.errors import UserError
 
 _NORM_LAYERS = (_BatchNorm, _InstanceNorm, nn.LayerNorm, nn.GroupNorm, nn.LocalResponseNorm)
 _EMBEDDINGS = ("class_token", "position_embedding", "relative_position_bias_table")
-_MAIN = ("steplr", "multisteplr", "cosineannealinglr", "exponentiallr")
-_WARMUP = ("constant", "linear")
 
 
 def parameter_groups(
@@ -126,10 +125,10 @@ class LearningRate:
     warmup_per_step: bool = False
 
     def __post_init__(self) -> None:
-        if self.scheduler not in _MAIN:
-            raise UserError(f"unknown --lr-scheduler '{self.scheduler}'; allowed: {', '.join(_MAIN)}")
-        if self.warmup_method not in _WARMUP:
-            raise UserError(f"unknown --lr-warmup-method '{self.warmup_method}'; allowed: {', '.join(_WARMUP)}")
+        if self.scheduler not in SCHEDULERS:
+            raise UserError(f"unknown --lr-scheduler '{self.scheduler}'; allowed: {', '.join(SCHEDULERS)}")
+        if self.warmup_method not in WARMUP_METHODS:
+            raise UserError(f"unknown --lr-warmup-method '{self.warmup_method}'; allowed: {', '.join(WARMUP_METHODS)}")
         if self.warmup_per_step and self.warmup_epochs < 1:
             raise UserError("--lr-warmup-per-step needs --lr-warmup-epochs of 1 or more (the paper's: 5)")
 

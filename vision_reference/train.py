@@ -58,8 +58,7 @@ from vision_reference.images.presets import chosen
 from vision_reference.images.seeds import combine_seeds
 from vision_reference.learner import Learner, build_learner
 from vision_reference.loaders import SoftLabelLoader, TaughtBatch, TeacherLoader, TimedLoader
-from vision_reference.losses.by_name import parse_kd_loss
-from vision_reference.losses.kd import KdLoss
+from vision_reference.losses.by_name import check_labels, check_top_k, parse_kd_loss
 from vision_reference.losses.labels import label_loss
 from vision_reference.losses.wide import widest_type
 from vision_reference.machine import (
@@ -453,23 +452,6 @@ def add_teachers(
     return TeacherLoader(loader, ensemble, look_ahead=args.look_ahead), known
 
 
-def check_served(kd_loss: KdLoss, name: str, loader: TrainLoader, unlabelled: int) -> None:
-    """A loss that needs labels, or all of a teacher's logits, gets them.
-
-    Raises:
-        UserError: the stored teachers have their largest logits only, or there are ``unlabelled`` images.
-    """
-    if unlabelled and getattr(kd_loss, "needs_labels", False):
-        raise UserError(f"--kd-loss {name} needs the label of each image; drop --unlabelled, or take another loss")
-    if isinstance(loader, SoftLabelLoader) and not getattr(kd_loss, "takes_top_k", False):
-        for store in loader.soft_labels.stores:
-            if store.top_k is not None:
-                raise UserError(
-                    f"--kd-loss {name} needs all logits of the teacher, {store.folder} has the {store.top_k} largest; "
-                    "store anew without --top-k, or let the teacher run along (--teacher)"
-                )
-
-
 def resume(
     learner: Learner, checkpoint: dict, source: str, args: argparse.Namespace, teachers: list[dict], rank: Rank
 ) -> None:
@@ -636,11 +618,14 @@ def train(args: argparse.Namespace, machine: Machine, tracking: Tracking) -> Non
     if args.resume == "auto" and not source:
         rank.say(f"note: no checkpoint in '{output}' to go on from; starting anew")
     kd_loss = parse_kd_loss(args.kd_loss)
+    mixed, unlabelled = bool(args.mixup_alpha or args.cutmix_alpha), args.unlabelled is not None
+    check_labels(kd_loss, args.kd_loss, mixed=mixed, unlabelled=unlabelled)
     start = settle_start(args, checkpoint, rank)
     fix_randomness(args, checkpoint, rank)
     train_loader, val_loader, data = open_data(args, rank, machine.device, machine.memory_format)
     classes = data.classes
-    check_served(kd_loss, args.kd_loss, train_loader, data.unlabelled)
+    for store in train_loader.soft_labels.stores if isinstance(train_loader, SoftLabelLoader) else []:
+        check_top_k(kd_loss, args.kd_loss, str(store.folder), store.top_k)
     model = (
         resumed_network(args.model, checkpoint, str(source), classes)
         if checkpoint

@@ -78,6 +78,7 @@ MISTAKES = [
     ("lr: 0.05", "seed: 3", "'seed' is set by the study itself; drop it"),
     ("lr: 0.05", "label-smoothing: 0.1", "a study calls 'label-smoothing' 'alpha'; use that"),
     ("lr: 0.05", "temperature: 2", "'temperature' is a setting of distilled students; give it under 'student'"),
+    ("lr: 0.05", "opt: sgdd", "opt: 'sgdd' is none of sgd, sgd_nesterov, rmsprop, adamw"),
     ("preset: digits", "preset: digit", "preset: 'digit' is none of "),
     ("lr-warmup-per-step: true", "lr-warmup-per-step: 3", "lr-warmup-per-step: 3 is neither true nor false"),
     ("alpha: [0.0, 0.1]}\n    student", "alpha: [0.0, 1.5]}\n    student", "alpha: 1.5 is not a number from 0 to 1"),
@@ -105,6 +106,8 @@ def test_a_value_of_translation_is_checked_where_it_stands():
 REFUSED = [
     ("cifar100_15_classes", "kd-weight: 1", "mixup-alpha: 0.2", "mixup-alpha does not go with --soft-labels"),
     ("cifar100_15_classes", "kd-weight: 1", "lr-milestones: [3]", "multisteplr and --lr-milestones"),
+    ("cifar100_15_classes", "kd-weight: 1", "opt: sgd_nesterov\n  momentum: 0", "sgd_nesterov needs a --momentum"),
+    ("cifar100_15_classes", "network: resnet8", "network: vit_b_16", "vit_b_16 takes 224x224 images only"),
     ("multi30k_small", "max_epoch: 3", "options: --max-epok 3", "refuse it: unrecognized arguments: --max-epok 3"),
     ("multi30k_small", "max_epoch: 3", "arch: transfomer", "'transfomer'; allowed: transformer"),
     ("multi30k_small", "max_epoch: 3", "lr_scheduler: cosin", "'cosin'; allowed: cosine"),
@@ -123,6 +126,23 @@ def test_what_would_refuse_a_student_is_known_before_its_teachers_are_trained(na
         check_commands(planned(text.replace(old, new), tmp_path, data=tmp_path))
     assert message in str(told.value)
     assert len(str(told.value)) < 300
+
+
+@pytest.mark.parametrize(
+    ("answers", "student", "message"),
+    [
+        ("stored\ntop_k: 4", "kd-loss: standardized", "standardized needs all logits of the teacher, .* the 4 largest"),
+        ("running", "kd-loss: dkd, mixup-alpha: 0.2", "dkd needs one class an image; drop --mixup-alpha"),
+    ],
+)
+def test_a_loss_that_would_not_get_what_it_needs_is_known_before_teachers_are_trained(
+    answers, student, message, tmp_path
+):
+    text = DIGITS.replace("teacher_answers: stored", f"teacher_answers: {answers}")
+    check_commands(planned(text, tmp_path))
+    text = text.replace("temperature: [1, 4]", f"temperature: [1, 4], {student}")
+    with pytest.raises(UserError, match=message):
+        check_commands(planned(text, tmp_path))
 
 
 def test_a_function_of_the_users_own_is_not_imported_for_a_plan(tmp_path, monkeypatch):

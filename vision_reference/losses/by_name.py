@@ -48,6 +48,33 @@ def parse_kd_loss(text: str) -> KdLoss:
     return loss
 
 
+def check_labels(loss: KdLoss, text: str, *, mixed: bool, unlabelled: bool) -> None:
+    """Refuse ``loss``, named ``text``, where it needs one class an image and does not get it.
+
+    Raises:
+        UserError: it would be given ``mixed`` labels, or there are ``unlabelled`` images.
+    """
+    if not getattr(loss, "needs_labels", False):
+        return
+    if mixed:
+        raise UserError(f"--kd-loss {text} needs one class an image; drop --mixup-alpha and --cutmix-alpha")
+    if unlabelled:
+        raise UserError(f"--kd-loss {text} needs the label of each image; drop --unlabelled, or take another loss")
+
+
+def check_top_k(loss: KdLoss, text: str, folder: str, top_k: int | None) -> None:
+    """Refuse ``loss``, named ``text``, where it needs all logits and the store in ``folder`` has ``top_k`` of them.
+
+    Raises:
+        UserError: it does; None stands for all.
+    """
+    if top_k is not None and not getattr(loss, "takes_top_k", False):
+        raise UserError(
+            f"--kd-loss {text} needs all logits of the teacher, {folder} has the {top_k} largest; "
+            "store anew without --top-k, or let the teacher run along (--teacher)"
+        )
+
+
 def _split(text: str) -> tuple[Callable[..., Tensor], dict[str, object]]:
     """Function and hyper-parameters of ``name[:a=1,b=2]`` or ``package.module:function[:a=1,b=2]``."""
     name, *rest = text.split(":")
