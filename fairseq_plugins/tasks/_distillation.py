@@ -19,7 +19,6 @@ from ..multilingual.kept_vocabulary import keep_vocabulary
 from ..multilingual.language_tokens import Layout
 from ..teachers.expert import Question, Teacher
 from ..teachers.lookup import Lookup, Share, Teaching
-from ..teachers.store import Store
 from ..teachers.stored import StoredTeacher
 from ..teachers.vocabularies import Vocabulary
 
@@ -104,10 +103,14 @@ class DistillationTask:
                 )
             if self.teachers or folders:
                 criterion.prepare_to_learn()
+            if folders:
+                refuse_bucket(criterion.kd_loss_name, self.kd_tail)
             for pair, folder in folders.items():
                 vocabulary = self.vocabulary(pair)
                 stored = StoredTeacher(folder, vocabulary, criterion.kd_temperature, self.kd_tail)
-                refuse_few_entries(criterion, self.kd_tail, stored.store)
+                store, loss = stored.store, criterion.kd_loss_name
+                takes_top_k = criterion.kd_loss.takes_top_k
+                refuse_few_entries(loss, takes_top_k, store.folder, store.top_k, store.vocabulary_size)
                 self.stored_teachers[pair] = stored
             self._tell_the_rule_of_thumb(criterion)
         return criterion
@@ -211,19 +214,18 @@ class DistillationTask:
         return super().train_step(sample, model, criterion, optimizer, update_num, ignore_grad)
 
 
-def refuse_few_entries(criterion: Any, tail: str, store: Store) -> None:
-    """A loss that needs all of a teacher's logits gets them.
-
-    Raises:
-        UserError: the store has the largest only, or --kd-tail changes what is compared.
-    """
-    name = criterion.kd_loss_name
-    if tail == "bucket" and name != "kl":
+def refuse_bucket(loss: str, tail: str) -> None:
+    """Raises UserError where `--kd-tail bucket` changes the entries that `--kd-loss` is about."""
+    if tail == "bucket" and loss != "kl":
         raise UserError("--kd-tail bucket changes the entries that are compared, which --kd-loss kl alone knows of")
-    if store.top_k < store.vocabulary_size and not criterion.kd_loss.takes_top_k:
+
+
+def refuse_few_entries(loss: str, takes_top_k: bool, folder: object, top_k: int, vocabulary_size: int) -> None:
+    """Raises UserError where `--kd-loss` needs all of a teacher's logits and the store in `folder` has fewer."""
+    if top_k < vocabulary_size and not takes_top_k:
         raise UserError(
-            f"--kd-loss {name} needs all logits of the teacher, {store.folder} has the {store.top_k} largest; store "
-            f"anew with --top-k {store.vocabulary_size}, or let the expert run along (--teacher, --teachers)"
+            f"--kd-loss {loss} needs all logits of the teacher, {folder} has the {top_k} largest; store "
+            f"anew with --top-k {vocabulary_size}, or let the expert run along (--teacher, --teachers)"
         )
 
 

@@ -4,8 +4,9 @@ A student's mistake would else come out only when its teachers have been trained
 """
 
 import argparse
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
+from scripts.lib.jobs import value_of
 from scripts.nmt.lib.fairseq_options import check_training_options
 from scripts.nmt.lib.user_error import UserError as TranslationError
 from scripts.studies.plan import Planned
@@ -25,7 +26,7 @@ def check_commands(plan: Iterable[Planned]) -> None:
         UserError: the first command that would be refused, by its job's name.
     """
     seen: set[str] = set()
-    stores: dict[str, int | None] = {}  # the number of logits that each will keep, by its folder
+    stores = _Stores()
     for planned in plan:
         if planned.cell in seen:
             continue  # seeds differ in the seed
@@ -36,21 +37,34 @@ def check_commands(plan: Iterable[Planned]) -> None:
             raise UserError(f"{planned.job.name}: {error}") from None
 
 
-def _check(command: tuple[str, ...], stores: dict[str, int | None]) -> None:
+class _Stores:
+    """What is known of a plan's stores before there are any: how many logits each keeps, by its folder."""
+
+    def __init__(self) -> None:
+        self.images: dict[str, int | None] = {}  # None: all
+        self.words: dict[str, int] = {}
+        self.vocabulary = 0
+
+
+def _check(command: tuple[str, ...], stores: _Stores) -> None:
     if command[0] == "fairseq-train":
-        check_training_options(command)
+        check_training_options(command, stores.words, stores.vocabulary)
+    elif command[1].endswith("nmt/prepare.py"):
+        stores.vocabulary = int(value_of("--vocab-size", command) or 0)
+    elif command[1].endswith("nmt/store_teacher_outputs.py"):
+        stores.words[value_of("--output", command) or ""] = int(value_of("--top-k", command) or 0)
     elif command[1].endswith("vision_reference/train.py"):
         args = parse_args(list(command[2:]))
-        _check_loss(args, stores)
+        _check_loss(args, stores.images)
         if not networks.is_own(args.model):
             network = networks.build_model(args.model, num_classes=2)
             check_input_sizes("model", args.model, network, {args.train_crop_size, args.val_crop_size})
     elif command[1].endswith("vision_reference/store_soft_labels.py"):
         args = parse_store_args(list(command[2:]))
-        stores[args.output_dir] = args.top_k
+        stores.images[args.output_dir] = args.top_k
 
 
-def _check_loss(args: argparse.Namespace, stores: dict[str, int | None]) -> None:
+def _check_loss(args: argparse.Namespace, stores: Mapping[str, int | None]) -> None:
     """Refuses a loss that needs more than its training will be given; one of the user's own is not imported for it."""
     if losses.is_own(args.kd_loss):
         return

@@ -111,6 +111,8 @@ REFUSED = [
     ("multi30k_small", "max_epoch: 3", "options: --max-epok 3", "refuse it: unrecognized arguments: --max-epok 3"),
     ("multi30k_small", "max_epoch: 3", "arch: transfomer", "'transfomer'; allowed: transformer"),
     ("multi30k_small", "max_epoch: 3", "lr_scheduler: cosin", "'cosin'; allowed: cosine"),
+    ("multi30k_small", "max_epoch: 3", "kd_loss: standardized", "standardized needs all logits of the teacher"),
+    ("multi30k_small", "max_epoch: 3", "kd_loss: dist\n  kd_tail: bucket", "--kd-tail bucket changes the entries"),
     ("multi30k_small", "max_epoch: 3", "kd_loss: kll", "unknown --kd-loss 'kll'; allowed: kl, dkd, "),
 ]
 
