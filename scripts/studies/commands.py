@@ -26,42 +26,44 @@ def check_commands(plan: Iterable[Planned]) -> None:
         UserError: the first command that would be refused, by its job's name.
     """
     seen: set[str] = set()
-    stores = _Stores()
+    known = _Known()
     for planned in plan:
         if planned.cell in seen:
             continue  # seeds differ in the seed
         seen.add(planned.cell)
         try:
-            _check(planned.job.command, stores)
+            _check(planned.job.command, known)
         except (UserError, TranslationError) as error:
             raise UserError(f"{planned.job.name}: {error}") from None
 
 
-class _Stores:
-    """What is known of a plan's stores before there are any: how many logits each keeps, by its folder."""
+class _Known:
+    """What the commands before one tell about it: what stores will hold when there are any, networks looked at."""
 
     def __init__(self) -> None:
-        self.images: dict[str, int | None] = {}  # None: all
-        self.words: dict[str, int] = {}
+        self.logits: dict[str, int | None] = {}  # that a store of images keeps, by its folder; None: all
+        self.words: dict[str, int] = {}  # the same of translations
         self.vocabulary = 0
+        self.fits: set[tuple[str, int, int]] = set()
 
 
-def _check(command: tuple[str, ...], stores: _Stores) -> None:
+def _check(command: tuple[str, ...], known: _Known) -> None:
     if command[0] == "fairseq-train":
-        check_training_options(command, stores.words, stores.vocabulary)
+        check_training_options(command, known.words, known.vocabulary)
     elif command[1].endswith("nmt/prepare.py"):
-        stores.vocabulary = int(value_of("--vocab-size", command) or 0)
+        known.vocabulary = int(value_of("--vocab-size", command) or 0)
     elif command[1].endswith("nmt/store_teacher_outputs.py"):
-        stores.words[value_of("--output", command) or ""] = int(value_of("--top-k", command) or 0)
-    elif command[1].endswith("vision_reference/train.py"):
-        args = parse_args(list(command[2:]))
-        _check_loss(args, stores.images)
-        if not networks.is_own(args.model):
-            network = networks.build_model(args.model, num_classes=2)
-            check_input_sizes("model", args.model, network, {args.train_crop_size, args.val_crop_size})
+        known.words[value_of("--output", command) or ""] = int(value_of("--top-k", command) or 0)
     elif command[1].endswith("vision_reference/store_soft_labels.py"):
         args = parse_store_args(list(command[2:]))
-        stores.images[args.output_dir] = args.top_k
+        known.logits[args.output_dir] = args.top_k
+    elif command[1].endswith("vision_reference/train.py"):
+        args = parse_args(list(command[2:]))
+        _check_loss(args, known.logits)
+        network = args.model, args.train_crop_size, args.val_crop_size
+        if network not in known.fits and not networks.is_own(args.model):
+            check_input_sizes("model", args.model, networks.build_model(args.model, num_classes=2), network[1:])
+            known.fits.add(network)
 
 
 def _check_loss(args: argparse.Namespace, stores: Mapping[str, int | None]) -> None:

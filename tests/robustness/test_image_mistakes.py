@@ -200,12 +200,19 @@ def answer(world: Path, row: str) -> tuple[int | str | None, list[str], list[str
 def _all_files(world: Path) -> dict[str, tuple[int, int] | None]:
     """Size and time of each file below the folder, None of each folder."""
     found: dict[str, tuple[int, int] | None] = {}
-    for root, folders, files in os.walk(world):
-        place = root[len(str(world)) + 1 :]
-        found |= {os.path.join(place, name): None for name in folders}
-        for name in files:
-            facts = os.lstat(os.path.join(root, name))
-            found[os.path.join(place, name)] = facts.st_size, facts.st_mtime_ns
+    folders = [""]
+    while folders:
+        folder = folders.pop()
+        with os.scandir(world / folder) as entries:
+            for entry in entries:
+                path = f"{folder}{entry.name}"
+                if entry.is_dir():
+                    found[path] = None
+                    if not entry.is_symlink():
+                        folders.append(f"{path}/")
+                else:
+                    facts = entry.stat(follow_symlinks=False)
+                    found[path] = facts.st_size, facts.st_mtime_ns
     return found
 
 
