@@ -5,6 +5,7 @@ A student's mistake would else come out only when its teachers have been trained
 
 import argparse
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 
 from scripts.lib.jobs import value_of
 from scripts.nmt.lib.fairseq_options import check_training_options
@@ -74,4 +75,4 @@ def _check_loss(args: argparse.Namespace, stores: Mapping[str, int | None]) -> N
     mixed, unlabelled = bool(args.mixup_alpha or args.cutmix_alpha), args.unlabelled is not None
     losses.check_labels(loss, args.kd_loss, mixed=mixed, unlabelled=unlabelled)
     for folder in (args.soft_labels or "").split(","):
-        losses.check_top_k(loss, args.kd_loss, folder, stores.get(folder))
+        losses.check_top_k(loss, args.kd_loss, Path(folder).parent.name, stores.get(folder))

@@ -22,7 +22,8 @@ def check_training_options(
 
     Args:
         command: fairseq-train, the folder of the data, and options; no file that they name is opened.
-        stores: the number of logits that each store of a teacher's outputs will keep for a word, by its folder.
+        stores: the number of logits that each store of a teacher's outputs will keep for a word, by its folder, which
+            lies in that of its job.
         vocabulary: number of entries, about, of the vocabulary that is to be made; 0 where that is not known.
 
     Raises:
@@ -60,7 +61,7 @@ def _check_loss(args: argparse.Namespace, stores: Mapping[str, int], vocabulary:
     for folder in (one.rpartition("=")[2] for one in given.split(",")):
         # half: pieces that the data turns out to lack have no entry
         if folder in stores and stores[folder] < vocabulary / 2:
-            refuse_few_entries(args.kd_loss, takes_top_k, folder, stores[folder], vocabulary)
+            refuse_few_entries(args.kd_loss, takes_top_k, Path(folder).parent.name, stores[folder], vocabulary)
 
 
 def _shortened(message: str) -> str:
