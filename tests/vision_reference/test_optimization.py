@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.optim import lr_scheduler
 
-from vision_reference.arguments import parse_args
+from vision_reference.arguments import OPTIMIZERS, parse_args
 from vision_reference.errors import UserError
 from vision_reference.learner import Learner
 from vision_reference.optimization import (
@@ -135,6 +135,12 @@ def one_step(optimizer_of) -> torch.Tensor:
 def test_optimizers_step_as_torchs_own_with_the_recipes_settings(name, reference):
     ours = one_step(lambda groups: build_optimizer(name, groups, lr=0.1, momentum=0.8, weight_decay=0.5))
     assert torch.equal(ours, one_step(reference))
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_each_choice_of_the_command_line_is_an_optimizer(name):
+    weight = nn.Parameter(torch.ones(1))
+    assert build_optimizer(name, [{"params": [weight]}], lr=0.1, momentum=0.9, weight_decay=0.5).param_groups
 
 
 def test_weight_decay_counts_for_groups_without_one():

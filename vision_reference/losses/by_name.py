@@ -21,7 +21,7 @@ def is_own(text: str) -> bool:
 
 
 def parse_kd_loss(text: str) -> KdLoss:
-    """The loss that ``--kd-loss`` names, its hyper-parameters filled in, with its ``takes_top_k`` and ``needs_labels``.
+    """The loss that ``--kd-loss`` names, its hyper-parameters filled in, with what it says of itself (see ``kd``).
 
     Raises:
         UserError: no such loss, or hyper-parameters that it does not have or that are no numbers.
@@ -43,30 +43,32 @@ def parse_kd_loss(text: str) -> KdLoss:
             f"--kd-loss {text}: a loss takes {', '.join(_FIXED)} and hyper-parameters with defaults ({error})"
         ) from None
     loss = partial(function, **given)
-    for about in ("takes_top_k", "needs_labels"):
+    for about in ("takes_top_k", "needs_labels", "needs_one_class"):
         setattr(loss, about, getattr(function, about, False))
     return loss
 
 
 def check_labels(loss: KdLoss, text: str, *, mixed: bool, unlabelled: bool) -> None:
-    """Refuse ``loss``, named ``text``, where it needs one class an image and does not get it.
+    """Refuse ``loss``, of ``parse_kd_loss`` and named ``text``, where it would not get the labels that it needs.
 
     Raises:
-        UserError: it would be given ``mixed`` labels, or there are ``unlabelled`` images.
+        UserError: it needs one class an image and they are ``mixed``, or a label of each and some are ``unlabelled``.
     """
-    if not getattr(loss, "needs_labels", False):
-        return
-    if mixed:
+    if mixed and getattr(loss, "needs_one_class", False):
         raise UserError(f"--kd-loss {text} needs one class an image; drop --mixup-alpha and --cutmix-alpha")
-    if unlabelled:
+    if unlabelled and getattr(loss, "needs_labels", False):
         raise UserError(f"--kd-loss {text} needs the label of each image; drop --unlabelled, or take another loss")
 
 
 def check_top_k(loss: KdLoss, text: str, folder: str, top_k: int | None) -> None:
-    """Refuse ``loss``, named ``text``, where it needs all logits and the store in ``folder`` has ``top_k`` of them.
+    """Refuse ``loss``, of ``parse_kd_loss`` and named ``text``, where a store keeps fewer logits than it needs.
+
+    Args:
+        folder: of the store, for the message.
+        top_k: logits of an image that it keeps, the largest; None: of all classes.
 
     Raises:
-        UserError: it does; None stands for all.
+        UserError: the loss needs those of all classes.
     """
     if top_k is not None and not getattr(loss, "takes_top_k", False):
         raise UserError(

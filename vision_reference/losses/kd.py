@@ -10,7 +10,8 @@ float32 or float64, to be weighted by ``--kd-weight``; no gradient may flow to t
 of one below or ``package.module:function``, and hyper-parameters after a colon: ``dkd:alpha=1,beta=8``.
 
 Where there are images without labels (``--unlabelled``) their class number is -1. A loss that cannot do without says
-so, by an attribute ``needs_labels = True``.
+so, by an attribute ``needs_labels = True``. Of mixed images (``--mixup-alpha``, ``--cutmix-alpha``) ``targets`` are
+(B, K), the shares of the classes; a loss that cannot work with them has ``needs_one_class = True``.
 
 Of several teachers, whose probabilities at T are averaged, ``teacher_logits`` is T times the logarithm of that mean:
 its softmax at T is the mean.
@@ -154,7 +155,7 @@ def ttm(student_logits: Tensor, teacher_logits: Tensor, targets: Tensor, tempera
 LOSSES: dict[str, Callable[..., Tensor]] = {loss.__name__: loss for loss in (kl, dkd, dist, standardized, ttm)}
 for _loss in (kl, dkd, dist, ttm):
     _loss.takes_top_k = True  # type: ignore[attr-defined]
-dkd.needs_labels = True  # type: ignore[attr-defined]
+dkd.needs_labels = dkd.needs_one_class = True  # type: ignore[attr-defined]
 
 
 def _class_numbers(targets: Tensor, name: str) -> Tensor:

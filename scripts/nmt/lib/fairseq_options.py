@@ -15,9 +15,7 @@ from scripts.nmt.lib.user_error import UserError
 _TASKS = Path(__file__).resolve().parents[3] / "fairseq_plugins" / "tasks"
 
 
-def check_training_options(
-    command: Sequence[str], stores: Mapping[str, int] | None = None, vocabulary: int = 0
-) -> None:
+def check_training_options(command: Sequence[str], stores: Mapping[str, int], vocabulary: int) -> None:
     """Have fairseq's own parser, with the plugin's tasks and criteria, read a command.
 
     Args:
@@ -45,7 +43,7 @@ def check_training_options(
     with quiet():
         args = options.parse_args_and_arch(parser, input_args=list(command[1:]))
     if getattr(args, "kd_loss", None):
-        _check_loss(args, stores or {}, vocabulary)
+        _check_loss(args, stores, vocabulary)
 
 
 def _check_loss(args: argparse.Namespace, stores: Mapping[str, int], vocabulary: int) -> None:

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vision_reference.errors import UserError
-from vision_reference.losses.by_name import parse_kd_loss
+from vision_reference.losses.by_name import check_labels, parse_kd_loss
 from vision_reference.losses.kd import LOSSES
 
 B, K = 6, 5
@@ -139,6 +139,7 @@ def test_a_function_of_ones_own_is_taken_with_its_hyper_parameters(batch, tmp_pa
     (tmp_path / "my_losses.py").write_text(
         "def squared(student_logits, teacher_logits, targets, temperature, scale=1.0):\n"
         "    return scale * (student_logits - teacher_logits).square().mean()\n\n"
+        "squared.needs_labels = True\n\n"
         "def needy(student_logits, teacher_logits, targets, temperature, must):\n    return must\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
@@ -146,6 +147,9 @@ def test_a_function_of_ones_own_is_taken_with_its_hyper_parameters(batch, tmp_pa
     loss = parse_kd_loss("my_losses:squared:scale=3")
     torch.testing.assert_close(loss(student, teacher, targets, 1.0), 3 * (student - teacher).square().mean())
     assert not loss.takes_top_k
+    check_labels(loss, "squared", mixed=True, unlabelled=False)  # it needs labels, which may be mixed
+    with pytest.raises(UserError, match="squared needs the label of each image"):
+        check_labels(loss, "squared", mixed=False, unlabelled=True)
     with pytest.raises(UserError, match="hyper-parameters with defaults"):
         parse_kd_loss("my_losses:needy")
     with pytest.raises(UserError, match="my_losses has no function 'nothing'"):
